@@ -1,0 +1,100 @@
+import { sql } from 'kysely';
+import type { Database } from './client.ts';
+import type { Lease } from './lease.ts';
+
+/** What became of one leased event. */
+export interface Settlement {
+  readonly lease: Lease;
+  readonly outcome: 'acked' | 'nacked' | 'released' | 'rejected';
+  /** Of a nack: milliseconds until it is due again; absent: the subscription's backoff. */
+  readonly delayMs?: number | undefined;
+  readonly error?: string | undefined;
+}
+
+/** `dead`: nacked for the last time, or rejected. `lease_lost`: nothing was changed. */
+export type SettleResult = 'acked' | 'nacked' | 'released' | 'dead' | 'lease_lost';
+
+interface SettleRow {
+  element: number;
+  outcome: 'acked' | 'nacked' | 'released' | 'dead';
+  lost: number[];
+}
+
+interface Element {
+  readonly settlement: Settlement;
+  readonly ordinals: number[];
+  readonly positions: number[];
+}
+
+/**
+ * Settles events of one subscription in one call; the answers are in the order of the settlements. An event that is named
+ * more than once is settled as it was named first; a repeated ack of an acked one succeeds, everything else has lost its lease.
+ */
+export async function settle(
+  db: Database,
+  topicId: number,
+  subscriptionId: number,
+  settlements: readonly Settlement[],
+): Promise<SettleResult[]> {
+  const { elements, repeats } = groupByEntry(settlements);
+  const { rows } =
+    await sql<SettleRow>`select element, outcome, lost from broker.settle(${topicId}, ${subscriptionId},
+    ${elements.map((each) => each.settlement.lease.publish_id)}::bigint[],
+    ${elements.map((each) => each.settlement.lease.entry_id)}::bigint[],
+    ${elements.map((each) => each.settlement.lease.generation)}::int[],
+    ${elements.map((each) => each.settlement.lease.retention_class)}::smallint[],
+    ${elements.map((each) => `{${each.ordinals.join(',')}}`)}::text[],
+    ${elements.map((each) => each.settlement.outcome)}::text[],
+    ${elements.map((each) => each.settlement.delayMs ?? null)}::bigint[],
+    ${elements.map((each) => each.settlement.error ?? null)}::text[], null)`.execute(db);
+  const results = Array.from<SettleResult>({ length: settlements.length }).fill('lease_lost');
+  for (const row of rows) {
+    const element = elements[row.element - 1];
+    element?.ordinals.forEach((ordinal, index) => {
+      results[element.positions[index] ?? -1] = row.lost.includes(ordinal)
+        ? 'lease_lost'
+        : row.outcome;
+    });
+  }
+  for (const [position, first] of repeats) {
+    const acked = results[first] === 'acked' && settlements[position]?.outcome === 'acked';
+    results[position] = acked ? 'acked' : 'lease_lost';
+  }
+  return results;
+}
+
+/** One element per entry, generation, outcome, delay and error: an entry of 100 that is acked whole is one element. */
+function groupByEntry(settlements: readonly Settlement[]) {
+  const elements = new Map<string, Element>();
+  const firsts = new Map<string, number>();
+  const repeats: [position: number, first: number][] = [];
+  settlements.forEach((settlement, position) => {
+    const { lease, outcome, delayMs, error } = settlement;
+    const entry = `${lease.publish_id}-${lease.entry_id}-${lease.generation}`;
+    const event = `${entry}-${lease.ordinal}`;
+    const first = firsts.get(event);
+    if (first !== undefined) {
+      repeats.push([position, first]);
+      return;
+    }
+    firsts.set(event, position);
+    const key = `${entry} ${outcome} ${delayMs ?? ''} ${error ?? ''}`;
+    const element = elements.get(key) ?? { settlement, ordinals: [], positions: [] };
+    element.ordinals.push(lease.ordinal);
+    element.positions.push(position);
+    elements.set(key, element);
+  });
+  for (const element of elements.values()) sortTogether(element);
+  return { elements: [...elements.values()], repeats };
+}
+
+/** Ordinals ascending, as entries hold them: then a whole entry is recognised by comparing two arrays. */
+function sortTogether(element: Element): void {
+  const order = element.ordinals
+    .map((_, index) => index)
+    .toSorted((a, b) => (element.ordinals[a] ?? 0) - (element.ordinals[b] ?? 0));
+  const ordinals = order.map((index) => element.ordinals[index] ?? 0);
+  const positions = order.map((index) => element.positions[index] ?? 0);
+  element.ordinals.splice(0, ordinals.length, ...ordinals);
+  element.positions.splice(0, positions.length, ...positions);
+}

@@ -1,0 +1,40 @@
+import { join } from 'node:path';
+
+import { defineConfig } from 'vitest/config';
+
+const top = join(import.meta.dirname, '..');
+const resultsDir = process.env['TEST_RESULTS_DIR'];
+
+/** A tier of tests on the shared PostgreSQL. The setup is named here and not at the top: there it runs for unit tests too. */
+const onPostgres = { globalSetup: [join(import.meta.dirname, 'setup/postgres.ts')] };
+
+export default defineConfig({
+  root: top,
+  test: {
+    pool: 'forks',
+    // All cores: tests wait for PostgreSQL more than they compute.
+    maxWorkers: '100%',
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    teardownTimeout: 60_000,
+    reporters: ['default', ...(resultsDir ? ['json'] : [])],
+    ...(resultsDir ? { outputFile: { json: join(resultsDir, `vitest-${process.pid}.json`) } } : {}),
+    projects: [
+      { extends: true, test: { name: 'unit', include: ['test/unit/**/*.test.ts'] } },
+      { extends: true, test: { name: 'tidy', include: ['test/tidy.test.ts'] } },
+      { extends: true, test: { name: 'db', include: ['test/db/**/*.test.ts'], ...onPostgres } },
+      { extends: true, test: { name: 'api', include: ['test/api/**/*.test.ts'], ...onPostgres } },
+      {
+        extends: true,
+        test: {
+          name: 'system',
+          include: ['test/system/**/*.test.ts'],
+          ...onPostgres,
+          testTimeout: 120_000,
+          // Each starts processes of its own, enough for both cores; they run after the others, one by one.
+          fileParallelism: false,
+        },
+      },
+    ],
+  },
+});
