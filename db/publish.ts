@@ -70,9 +70,11 @@ export async function publishBatch(
   try {
     return await callPublishBatch(db, topicId, requests);
   } catch (error) {
-    if (faultOf(error) !== 'missing_partition') throw error;
-    // no reaper has been there for a while, or this is the class's first event
-    await ensurePartitions(db, retentionClassOf(error));
+    const fault = faultOf(error);
+    // `missing_partition`: no reaper has been there for a while, or this is the class's first event.
+    // `conflict`: the clock was set back and gave an id a second time; the next one is free.
+    if (fault !== 'missing_partition' && fault !== 'conflict') throw error;
+    if (fault === 'missing_partition') await ensurePartitions(db, retentionClassOf(error));
     return callPublishBatch(db, topicId, requests);
   }
 }

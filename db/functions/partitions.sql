@@ -81,7 +81,12 @@ declare
 begin
   perform broker.assert_term(p_term);
   v_now := clock_timestamp();
-  for v_topic_id in select t.id from broker.topic t loop
+  for v_topic_id in
+    select distinct q.topic_id from (
+      select e.topic_id from broker.queue e
+       where e.publish_id >= v_low and e.publish_id < v_high and e.retention_class = p_class limit p_limit
+    ) q
+  loop
     select array_agg(row(q.publish_id, q.subscription_id, q.id, q.generation, q.retention_class, q.attempt, q.deferrals, q.bytes,
           q.ordinals, q.lease_expires_at, q.leased_by,
           case when s.state = 'deleted' then 'deleted' when s.on_expiry = 'dead_letter' then 'dead' else 'dropped' end
@@ -139,12 +144,8 @@ begin
     raise exception 'not a partition: %, %', p_event_partition, p_attempt_partition using errcode = 'invalid_parameter_value';
   end if;
   if exists (
-    select from broker.topic t
-      cross join lateral (
-        select from broker.queue q
-         where q.topic_id = t.id and q.publish_id >= broker.id_floor(p_from) and q.publish_id < broker.id_floor(p_to)
-           and q.retention_class = p_class limit 1
-      ) e
+    select from broker.queue q
+     where q.publish_id >= broker.id_floor(p_from) and q.publish_id < broker.id_floor(p_to) and q.retention_class = p_class
   ) then
     return false;
   end if;

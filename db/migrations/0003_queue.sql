@@ -24,7 +24,8 @@ create table broker.queue (
   ordinals smallint[] not null,
   leased_by text,
   ordering_key text,
-  constraint queue_pk primary key (topic_id, publish_id, subscription_id, id),
+  -- publish_id first: PostgreSQL before 17 takes `= any(…)` as an index condition for certain only on the first column
+  constraint queue_pk primary key (publish_id, topic_id, subscription_id, id),
   constraint queue_event_count_check check (event_count = cardinality(ordinals) and event_count between 1 and 100),
   constraint queue_bytes_check check (bytes > 0)
 ) with (

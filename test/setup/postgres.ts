@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
 import { request } from 'node:http';
@@ -123,13 +124,20 @@ async function hasImage(engine: {
 async function startContainer(): Promise<Server> {
   // Its reaper is a second image, which may have to be pulled; the container is stopped below.
   process.env['TESTCONTAINERS_RYUK_DISABLED'] = 'true';
-  const { PostgreSqlContainer } = await import('@testcontainers/postgresql');
-  const settings = Object.entries(SETTINGS).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
-  const container = await new PostgreSqlContainer(IMAGE)
-    .withCommand(['postgres', ...settings])
+  const { GenericContainer, Wait } = await import('testcontainers');
+  const password = randomUUID();
+  const container = await new GenericContainer(IMAGE)
+    .withEnvironment({ POSTGRES_PASSWORD: password })
+    .withExposedPorts(5432)
+    .withCommand([
+      'postgres',
+      ...Object.entries(SETTINGS).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
+    ])
+    // the server of the image's own set-up says so too, and is stopped then
+    .withWaitStrategy(Wait.forLogMessage(/ready to accept connections/, 2))
     .start();
   return {
-    url: container.getConnectionUri(),
+    url: `postgres://postgres:${password}@${container.getHost()}:${container.getMappedPort(5432)}/postgres`,
     description: `testcontainers, ${IMAGE}`,
     async stop() {
       await container.stop();

@@ -1,0 +1,56 @@
+import { sql } from 'kysely';
+import { expect, test } from 'vitest';
+import { createDatabase } from '#db/client.ts';
+import { knownMigrations, migrate } from '#db/migrate.ts';
+import { cloneDatabase, query } from '../support/database.ts';
+
+async function anEmptyDatabase() {
+  const database = await cloneDatabase();
+  await query(database.url, 'drop schema broker cascade');
+  return database;
+}
+
+test('several runs at once on an empty database wait for each other and do the work once', async () => {
+  await using database = await anEmptyDatabase();
+  const lines: string[] = [];
+  const run = () => migrate({ databaseUrl: database.url, onProgress: (line) => lines.push(line) });
+  await Promise.all([run(), run(), run()]);
+  expect(lines.filter((line) => line.startsWith('migrated'))).toEqual(
+    (await knownMigrations()).map((name) => `migrated ${name}`),
+  );
+  expect(new Set(lines).size).toBe(lines.length);
+});
+
+test('a later run does nothing, but for a function or view that has changed', async () => {
+  await using database = await cloneDatabase();
+  const lines: string[] = [];
+  const run = () => migrate({ databaseUrl: database.url, onProgress: (line) => lines.push(line) });
+  await run();
+  expect(lines).toEqual([]);
+  await query(
+    database.url,
+    `update broker.definition set hash = 'old' where path = 'functions/claim.sql'`,
+  );
+  await run();
+  expect(lines).toEqual(['defined functions/claim.sql']);
+});
+
+test('a migration that fails says which, and leaves the lock free for the next run', async () => {
+  await using database = await anEmptyDatabase();
+  // in the way of the second one
+  await query(database.url, 'create schema broker');
+  await query(database.url, 'create sequence broker.publish_seq');
+  await expect(migrate({ databaseUrl: database.url })).rejects.toThrow('0002_events');
+  await query(database.url, 'drop sequence broker.publish_seq');
+  await migrate({ databaseUrl: database.url });
+  await using handle = createDatabase({
+    url: database.url,
+    applicationName: 'broker-test',
+    poolMax: 1,
+    statementTimeoutMs: 5000,
+  });
+  const { rows } = await sql<{
+    n: number;
+  }>`select count(*)::int as n from broker.kysely_migration`.execute(handle.db);
+  expect(rows[0]?.n).toBe((await knownMigrations()).length);
+});
