@@ -62,6 +62,8 @@ export function createDatabase(options: DatabaseOptions): DatabaseHandle {
   const pool = new pg.Pool({ ...connectionConfig(options), max: options.poolMax });
   // an idle connection that breaks is dropped by the pool; without a listener it would end the process
   pool.on('error', () => undefined);
+  // so would one that breaks while it is in use: the pool listens to idle ones only, and the statement gets its error anyway
+  pool.on('connect', (client) => client.on('error', () => undefined));
   const root = new Kysely<DB>({ dialect: new PostgresDialect({ pool: guarded(pool) }) });
   const db = root.withSchema('broker');
   let closing: Promise<void> | undefined;

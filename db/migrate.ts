@@ -23,6 +23,11 @@ export async function knownMigrations(): Promise<string[]> {
     .toSorted();
 }
 
+/** The functions and views that this release knows, by the path of their files (`functions/claim.sql`). */
+export async function knownDefinitions(): Promise<string[]> {
+  return [...(await sqlFiles('functions')), ...(await sqlFiles('views'))];
+}
+
 /**
  * Brings the database to this release: the pending migrations one by one, each committed alone, then every function and
  * view whose file changed. Under one lock around the whole run, so any number may be started at once. Repeatable.
@@ -81,7 +86,7 @@ async function loadMigration(name: string): Promise<[string, Migration]> {
 
 /** All of them in one transaction, so that no call sees one half of a change. */
 async function applyDefinitions(db: Kysely<unknown>, say: (line: string) => void): Promise<void> {
-  const files = [...(await sqlFiles('functions')), ...(await sqlFiles('views'))];
+  const files = await knownDefinitions();
   const known = await sql<{
     path: string;
     hash: string;

@@ -66,11 +66,11 @@ test(
 
     await consume(total / 6);
     // the first look after so many settles also cleans the pages
-  await buffersOf(mark ?? '');
-  const early = { mark: await buffersOf(mark ?? ''), head: await buffersOf('-infinity') };
+    await buffersOf(mark ?? '');
+    const early = { mark: await buffersOf(mark ?? ''), head: await buffersOf('-infinity') };
     await consume(total - 1000);
     await buffersOf(mark ?? '');
-  const late = { mark: await buffersOf(mark ?? ''), head: await buffersOf('-infinity') };
+    const late = { mark: await buffersOf(mark ?? ''), head: await buffersOf('-infinity') };
     process.stdout.write(
       `buffers of a claim after ${total / 6} and ${total} entries: from the mark ${early.mark}, ${late.mark}; from the head ${early.head}, ${late.head}\n`,
     );

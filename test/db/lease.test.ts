@@ -15,7 +15,9 @@ const lease = fc.record({
 
 test('a lease id says all of its lease', () => {
   fc.assert(
-    fc.property(lease, (each) => void expect(decodeLeaseId(encodeLeaseId(each))).toEqual(each)),
+    fc.property(lease, (each) => {
+      expect(decodeLeaseId(encodeLeaseId(each))).toEqual(each);
+    }),
   );
 });
 

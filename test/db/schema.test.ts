@@ -13,9 +13,13 @@ test('db/schema.ts is what the migrated database says', async () => {
     process.execPath,
     [
       join(top, 'node_modules/kysely-codegen/dist/cli/bin.js'),
-      ...['--url', database.url, '--dialect', 'postgres', '--default-schema', 'broker'],
-      ...['--include-pattern', 'broker.*', '--log-level', 'silent', '--print'],
-      ...['--type-mapping', '{"timestamptz":"string","int8":"string","json":"string"}'],
+      `--url=${database.url}`,
+      '--dialect=postgres',
+      '--default-schema=broker',
+      '--include-pattern=broker.*',
+      '--log-level=silent',
+      '--type-mapping={"timestamptz":"string","int8":"string","json":"string"}',
+      '--print',
     ],
     { cwd: top },
   );

@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { expect, inject } from 'vitest';
 
-interface TestDatabase extends AsyncDisposable {
+export interface TestDatabase extends AsyncDisposable {
   readonly url: string;
   readonly name: string;
 }

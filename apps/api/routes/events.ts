@@ -1,0 +1,215 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import Type from 'typebox';
+import { findEvent, listDeliveries } from '#db/events.ts';
+import { publishEventsMax } from '#db/publish.ts';
+import type { AppDependencies } from '../dependencies.ts';
+import type { DirectoryTopic } from '../directory.ts';
+import { eventJson } from '../event-output.ts';
+import { topicOf } from '../lookups.ts';
+import { Problem } from '../problems.ts';
+import { readPublishBody, type PublishBody } from '../publish-body.ts';
+import { answerOf, toPublishRequest } from '../publish-request.ts';
+import { Deliveries } from '../schemas/delivery.ts';
+import {
+  CloudEvent,
+  EventParams,
+  NewEvent,
+  PublishedEvent,
+  PublishedEvents,
+} from '../schemas/event.ts';
+import { TopicParams } from '../schemas/topic.ts';
+
+/** As a receive hands it out, without what belongs to a lease. */
+const StoredEvent = Type.Object({
+  event_id: Type.String({ description: "The broker's id." }),
+  published_at: Type.String(),
+  expires_at: Type.String({ description: 'When its retention ends.' }),
+  event: CloudEvent,
+});
+
+const PublishHeaders = Type.Object({
+  'idempotency-key': Type.Optional(
+    Type.String({
+      description:
+        "1 to 255 visible ASCII characters, in quotes or not. The same key with the same body inside the topic's deduplication window publishes nothing and is answered as the first time; with another body it is refused.",
+    }),
+  ),
+  traceparent: Type.Optional(
+    Type.String({
+      description: 'W3C Trace Context; kept with the events that carry none themselves.',
+    }),
+  ),
+  tracestate: Type.Optional(Type.String()),
+});
+
+const dataDepthMax = 128;
+const jsonType = 'application/json; charset=utf-8';
+const jsonMediaType = /^application\/json *(?:; *charset *= *"?utf-8"? *)?$/i;
+
+/** Publishing, and looking at what was published. */
+export function eventRoutes(app: FastifyInstance, deps: AppDependencies): void {
+  void app.register(async (scope) => {
+    addRawBodyParser(scope);
+    publishRoute(scope, deps);
+  });
+  readRoutes(app, deps);
+}
+
+/** Bodies of publishes stay bytes: `data` must not be parsed on its way. */
+function addRawBodyParser(scope: FastifyInstance): void {
+  scope.removeAllContentTypeParsers();
+  scope.addContentTypeParser('*', { parseAs: 'buffer' }, (request, body, done) => {
+    const problem = wrongMediaType(request.headers['content-type'] ?? '');
+    if (problem === undefined) done(null, body);
+    else done(problem, undefined);
+  });
+}
+
+function wrongMediaType(contentType: string): Problem | undefined {
+  if (jsonMediaType.test(contentType)) return undefined;
+  const detail = /^application\/cloudevents/i.test(contentType)
+    ? "CloudEvents' structured and batch modes are not taken yet: send application/json."
+    : 'The body must be application/json, in UTF-8.';
+  return new Problem('unsupported_media_type', detail);
+}
+
+interface PublishRoute {
+  Params: { topic: string };
+  Body: Buffer | undefined;
+}
+
+function publishRoute(app: FastifyInstance, deps: AppDependencies): void {
+  const { config } = deps;
+  const limits = {
+    eventBytesMax: config.eventBytesMax,
+    eventsMax: publishEventsMax,
+    depthMax: dataDepthMax,
+  };
+  app.post<PublishRoute>(
+    '/api/v1/topics/:topic/events',
+    {
+      bodyLimit: config.publishBodyBytesMax,
+      config: { scope: 'publish', topicParam: 'topic' },
+      schema: {
+        summary: 'Publish one event, or an array of up to 1,000',
+        description:
+          'Answered when the events are on disk. An array is taken whole or not at all, but for events whose own key (source and id) is known: those are told in results.',
+        tags: ['events'],
+        params: TopicParams,
+        headers: PublishHeaders,
+        body: Type.Union([
+          NewEvent,
+          Type.Array(NewEvent, { minItems: 1, maxItems: publishEventsMax }),
+        ]),
+        response: { 202: Type.Union([PublishedEvent, PublishedEvents]) },
+      },
+      // the scanner is stricter than a schema, and the schema would need the body parsed
+      validatorCompiler: () => () => true,
+    },
+    async (request, reply) => {
+      const topic = await topicOf(deps.directory, request.params.topic);
+      refuseBacklog(deps, topic);
+      const body = request.body ?? Buffer.alloc(0);
+      const read = readPublishBody(body, limits);
+      if ('faults' in read) throw faultProblem(read.faults);
+      return publish(deps, { topic, body, read }, { request, reply });
+    },
+  );
+}
+
+interface Publish {
+  readonly topic: DirectoryTopic;
+  readonly body: Buffer;
+  readonly read: PublishBody;
+}
+
+async function publish(
+  { directory, publisher }: AppDependencies,
+  { topic, body, read }: Publish,
+  { request, reply }: { request: FastifyRequest<PublishRoute>; reply: FastifyReply },
+): Promise<FastifyReply> {
+  const publishRequest = toPublishRequest(read.events, { topic, body, headers: request.headers });
+  let published = await publisher.publish(topic, publishRequest, body.length);
+  if (published.status === 'topic_not_found') {
+    // the name may have been given to another topic since we looked
+    directory.forget('topic', topic.name);
+    const current = await directory.topic(topic.name);
+    if (current !== undefined && current.id !== topic.id) {
+      published = await publisher.publish(current, publishRequest, body.length);
+    }
+  }
+  const answer = answerOf(published, read, topic);
+  if (answer.location !== undefined) void reply.header('location', answer.location);
+  return reply.code(202).type(jsonType).send(answer.json);
+}
+
+function refuseBacklog({ admission }: AppDependencies, topic: DirectoryTopic): void {
+  const backlog = admission.fullBacklog(topic.id);
+  if (backlog === undefined) return;
+  const { subscription, waiting_events: waiting, max_backlog: max } = backlog;
+  throw new Problem(
+    'backlog_full',
+    `The subscription ${subscription} has ${waiting} events waiting; the topic's max_backlog is ${max}.`,
+  );
+}
+
+type Faults = Exclude<ReturnType<typeof readPublishBody>, PublishBody>['faults'];
+
+/** The problem is that of the first fault; all of them are in `errors`. */
+function faultProblem(faults: Faults): Problem {
+  const [first] = faults;
+  const errors = faults.map(({ detail, pointer }) => ({ detail, pointer }));
+  return new Problem(first?.code ?? 'invalid_event', first?.detail, { errors });
+}
+
+function readRoutes(app: FastifyInstance, deps: AppDependencies): void {
+  const { db } = deps;
+  const config = { scope: 'consume', topicParam: 'topic' } as const;
+  type ReadRoute = { Params: { topic: string; event_id: string } };
+  app.get<ReadRoute>(
+    '/api/v1/topics/:topic/events/:event_id',
+    {
+      config,
+      schema: {
+        summary: 'One event',
+        tags: ['events'],
+        params: EventParams,
+        response: { 200: StoredEvent },
+      },
+    },
+    async (request, reply) => {
+      const topic = await topicOf(deps.directory, request.params.topic);
+      const stored = await findEvent(db, topic.id, request.params.event_id);
+      if (stored === undefined) throw noEvent(request.params.event_id);
+      const event = eventJson(
+        { ...stored, event_id: stored.origin_id ?? stored.event_id },
+        topic.name,
+      );
+      const { event_id: id, published_at: publishedAt, expires_at: expiresAt } = stored;
+      const head = `"event_id":"${id}","published_at":"${String(publishedAt)}","expires_at":"${String(expiresAt)}"`;
+      return reply.type(jsonType).send(`{${head},"event":${event}}`);
+    },
+  );
+  app.get<ReadRoute>(
+    '/api/v1/topics/:topic/events/:event_id/deliveries',
+    {
+      config,
+      schema: {
+        summary: 'What became of an event, by subscription',
+        tags: ['events'],
+        params: EventParams,
+        response: { 200: Deliveries },
+      },
+    },
+    async (request) => {
+      const topic = await topicOf(deps.directory, request.params.topic);
+      const items = await listDeliveries(db, topic.id, request.params.event_id);
+      if (items === undefined) throw noEvent(request.params.event_id);
+      return { items };
+    },
+  );
+}
+
+function noEvent(id: string): Problem {
+  return new Problem('event_not_found', `There is no event ${id}, or none any more.`);
+}

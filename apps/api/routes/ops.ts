@@ -1,0 +1,31 @@
+import type { FastifyInstance, FastifyReply } from 'fastify';
+import type { OpsAnswer, OpsHandlers } from '#runtime/ops-server.ts';
+
+/** Liveness, readiness and metrics; open to everybody, and not counted against any limit. */
+export function opsRoutes(app: FastifyInstance, handlers: OpsHandlers): void {
+  const config = { scope: 'none', rateLimit: false } as const;
+  const tags = ['operation'];
+  app.get(
+    '/api/health/live',
+    {
+      config,
+      schema: { tags, summary: 'Liveness: the process turns its event loop; asks nobody' },
+    },
+    async (_request, reply) => answer(reply, handlers.live()),
+  );
+  app.get(
+    '/api/health',
+    { config, schema: { tags, summary: 'Readiness: whether requests should be sent here' } },
+    async (_request, reply) => answer(reply, await handlers.health()),
+  );
+  app.get(
+    '/api/metrics',
+    { config, schema: { tags, summary: "Metrics in Prometheus' text format" } },
+    async (_request, reply) => answer(reply, await handlers.metrics()),
+  );
+}
+
+async function answer(reply: FastifyReply, { status, contentType, body }: OpsAnswer) {
+  if (contentType !== undefined) reply.type(contentType);
+  return reply.code(status).send(body === '' ? undefined : body);
+}

@@ -1,0 +1,235 @@
+import { hostname } from 'node:os';
+import type { FastifyInstance } from 'fastify';
+import { sql } from 'kysely';
+import { createDatabase, type Database } from '#db/client.ts';
+import { faultOf } from '#db/errors.ts';
+import { heartbeatProcess, registerProcess, unregisterProcess } from '#db/processes.ts';
+import { waitForSchema } from '#db/schema-version.ts';
+import { createWakeups, NotificationsLost, type Wakeups } from '#db/wakeups.ts';
+import type { ApiConfig } from '#runtime/config.ts';
+import { startLoop } from '#runtime/loop.ts';
+import { createMetrics, type Metrics } from '#runtime/metrics.ts';
+import type { ProcessKit } from '#runtime/process.ts';
+import { version } from '#runtime/version.ts';
+import { type Admission, createAdmission } from './admission.ts';
+import { buildApp } from './app.ts';
+import { seedConfiguredKey } from './auth.ts';
+import type { AppDependencies } from './dependencies.ts';
+import { Directory } from './directory.ts';
+import { createPublisher } from './publisher.ts';
+import { createReceiver } from './receiver.ts';
+import { createSettler } from './settler.ts';
+
+export interface ApiKit extends ProcessKit {
+  /** Metrics that a process with several services shares; an API alone makes its own. */
+  readonly metrics?: Metrics;
+}
+
+export interface RunningApi {
+  readonly port: number;
+  /** Where it can be called on this machine. */
+  readonly url: string;
+}
+
+/**
+ * Starts the API and registers its shutdown. It listens at once, for the sake of the health checks, and answers everything
+ * else with 503 until the database is there and migrated; resolves then. A database that is incompatible ends it.
+ */
+export async function startApi(config: ApiConfig, kit: ApiKit): Promise<RunningApi> {
+  const { logger, lifecycle } = kit;
+  const metrics = kit.metrics ?? createMetrics({ service: 'api' });
+  const database = createDatabase({
+    url: config.databaseUrl,
+    applicationName: `broker-api-${config.instance}`,
+    poolMax: config.databasePoolMax,
+    statementTimeoutMs: config.statementTimeoutMs,
+  });
+  lifecycle.onShutdown('close', 'database', async () => database.close());
+  const wakeups = openWakeups(config, { db: database.db, logger, metrics });
+  lifecycle.onShutdown('close', 'wake-ups', async () => wakeups.close());
+
+  const admission = new LateAdmission();
+  lifecycle.onShutdown('close', 'admission', async () => admission.stop());
+  const deps = assemble(config, { ...kit, db: database.db, metrics, wakeups, admission });
+  lifecycle.onShutdown('close', 'directory', () => deps.directory[Symbol.dispose]());
+  let isStarted = false;
+  const app = await buildApp(deps, {
+    isStarted: () => isStarted,
+    checks: [
+      {
+        name: 'schema',
+        check: () => {
+          if (!isStarted) throw new Error('the database is not ready for this release yet');
+        },
+      },
+      {
+        name: 'database',
+        check: async () => void (await sql`select from broker.leader`.execute(database.db)),
+      },
+    ],
+  });
+  registerDrain(app, deps, kit);
+  const running = await listen(app, config);
+  await prepareDatabase(config, database.db, kit);
+  admission.begin(createAdmission({ db: database.db, logger }));
+  isStarted = true;
+  logger.info({ url: running.url }, 'api listens');
+  return running;
+}
+
+/** Admission that begins once there are tables to look at. */
+class LateAdmission implements Admission {
+  #begun: Admission | undefined;
+
+  begin(admission: Admission): void {
+    this.#begun = admission;
+  }
+
+  fullBacklog(topicId: number): ReturnType<Admission['fullBacklog']> {
+    return this.#begun?.fullBacklog(topicId);
+  }
+
+  async refresh(): Promise<void> {
+    await this.#begun?.refresh();
+  }
+
+  async stop(): Promise<void> {
+    await this.#begun?.stop();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+}
+
+type Parts = ProcessKit & Pick<AppDependencies, 'db' | 'metrics' | 'wakeups' | 'admission'>;
+
+function assemble(config: ApiConfig, parts: Parts): AppDependencies {
+  const { db, metrics, wakeups, logger, lifecycle, admission } = parts;
+  const settler = createSettler({ db, wakeups, metrics });
+  return {
+    config,
+    db,
+    logger,
+    metrics,
+    wakeups,
+    settler,
+    admission,
+    directory: new Directory(db, wakeups),
+    publisher: createPublisher({
+      db,
+      wakeups,
+      metrics,
+      limits: {
+        bufferEventsMax: config.publishBufferEventsMax,
+        bufferBytesMax: config.publishBufferBytesMax,
+      },
+    }),
+    receiver: createReceiver({
+      db,
+      wakeups,
+      settler,
+      metrics,
+      limits: { waitingMax: config.receiveWaitingMax, bytesMax: config.receiveBytesMax },
+      statementTimeoutMs: config.statementTimeoutMs,
+    }),
+    isDraining: () => lifecycle.isStopping,
+  };
+}
+
+function openWakeups(
+  config: ApiConfig,
+  { db, logger, metrics }: Pick<Parts, 'db' | 'logger' | 'metrics'>,
+): Wakeups {
+  return createWakeups({
+    db,
+    directUrl: config.databaseDirectUrl ?? config.databaseUrl,
+    applicationName: `broker-api-${config.instance}`,
+    onSent: (count) => metrics.recordWakeUps('sent', count),
+    onReceived: (count) => metrics.recordWakeUps('received', count),
+    onProblem: (error) => {
+      const message =
+        error instanceof NotificationsLost ? 'polling instead' : 'no wake-ups from the database';
+      logger.warn({ err: error }, message);
+    },
+    onRecovered: () => {
+      metrics.recordDatabaseReconnect();
+      logger.info('wake-ups are heard again');
+    },
+  });
+}
+
+/** Listening ends first; long polls are answered; what was taken in is finished; then connections are cut. */
+function registerDrain(app: FastifyInstance, deps: AppDependencies, { lifecycle }: ApiKit): void {
+  let closed: Promise<void> | undefined;
+  lifecycle.onShutdown('intake', 'http', () => {
+    closed = app.close();
+    // who waits for it comes in a later phase
+    closed.catch(() => undefined);
+  });
+  lifecycle.onShutdown('intake', 'receive', async () => deps.receiver.drain());
+  lifecycle.onShutdown('drain', 'requests', async (deadline) => {
+    const cut = (): void => app.server.closeAllConnections();
+    deadline.addEventListener('abort', cut, { once: true });
+    if (deadline.aborted) cut();
+    await closed;
+    deadline.removeEventListener('abort', cut);
+  });
+  lifecycle.onShutdown('drain', 'publishes', async (deadline) => deps.publisher.drain(deadline));
+  lifecycle.onShutdown('flush', 'settles', async (deadline) => deps.settler.drain(deadline));
+}
+
+async function listen(app: FastifyInstance, { host, port }: ApiConfig): Promise<RunningApi> {
+  try {
+    await app.listen({ host, port });
+  } catch (error) {
+    const isTaken = error instanceof Error && 'code' in error && error.code === 'EADDRINUSE';
+    const where = `port ${port} on ${host}`;
+    throw new Error(
+      `PORT: ${isTaken ? `${where} is already in use` : `cannot listen on ${where}`}`,
+      {
+        cause: error,
+      },
+    );
+  }
+  const address = app.server.address();
+  const bound = typeof address === 'object' && address !== null ? address.port : port;
+  const shown = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
+  return { port: bound, url: `http://${shown.includes(':') ? `[${shown}]` : shown}:${bound}` };
+}
+
+/** Waits for the schema, seeds the configured key and shows this process; again when the database goes meanwhile. */
+async function prepareDatabase(config: ApiConfig, db: Database, kit: ApiKit): Promise<void> {
+  const { logger, lifecycle } = kit;
+  const info = {
+    instance: config.instance,
+    service: 'api',
+    version,
+    host: hostname(),
+    pid: process.pid,
+  };
+  for (let isDone = false; !isDone;) {
+    await waitForSchema(db, {
+      signal: lifecycle.signal,
+      onWaiting: (reason, error) => logger.warn({ err: error }, reason),
+    });
+    try {
+      if (config.adminApiKey !== undefined) await seedConfiguredKey(db, config.adminApiKey);
+      await registerProcess(db, info);
+      isDone = true;
+    } catch (error) {
+      if (faultOf(error) === 'defect') throw error;
+    }
+  }
+  const heartbeat = startLoop({
+    name: 'process heartbeat',
+    intervalMs: 1000,
+    onTick: async () => heartbeatProcess(db, info),
+    logger,
+  });
+  lifecycle.onShutdown('close', 'process heartbeat', async () => {
+    await heartbeat.stop();
+    // with the database away the row stays, and is forgotten after an hour
+    await unregisterProcess(db, config.instance).catch(() => undefined);
+  });
+}

@@ -1,0 +1,40 @@
+import { failJob, redrive, unfinishedRedrives, type UnfinishedJob } from '#db/redrive.ts';
+import { Failures } from './failures.ts';
+import type { DutyRun, Term } from './term.ts';
+
+const lettersPerCall = 100;
+const callsPerRun = 20;
+
+/** Does a piece of every job in turn; so many calls a run that the others soon get theirs. */
+export function runJobs(term: Term): DutyRun {
+  return async () => {
+    const failures = new Failures();
+    let jobs = await unfinishedRedrives(term.db);
+    for (let calls = 0; jobs.length > 0 && calls < callsPerRun; calls += jobs.length) {
+      const unfinished: UnfinishedJob[] = [];
+      for (const job of jobs) {
+        term.signal.throwIfAborted();
+        const isDone = await runPiece(term, job).catch((error: unknown) => {
+          failures.add(error);
+          return true;
+        });
+        if (!isDone) unfinished.push(job);
+      }
+      jobs = unfinished;
+    }
+    failures.throwIfAny();
+    return jobs.length > 0 ? 'again' : undefined;
+  };
+}
+
+/** Whether nothing of the job is left. */
+async function runPiece(term: Term, job: UnfinishedJob): Promise<boolean> {
+  if (job.is_orphan) {
+    await failJob(term.db, job.id, 'the subscription was deleted');
+    return true;
+  }
+  const options = { jobId: job.id, limit: lettersPerCall };
+  const piece = await redrive(term.db, job.topic_id, term.term, options);
+  if (piece.woken !== null) term.wakeups.wake(job.topic_id, [piece.woken]);
+  return piece.finished;
+}

@@ -1,0 +1,100 @@
+import { resolve } from 'node:path';
+import { migrate } from '#db/migrate.ts';
+import { createDatabase } from '#db/client.ts';
+import { waitForSchema } from '#db/schema-version.ts';
+import type { StandaloneConfig } from '#runtime/config.ts';
+import { createMetrics } from '#runtime/metrics.ts';
+import type { ProcessKit } from '#runtime/process.ts';
+import { startApi } from '../api/start.ts';
+import { startReaper } from '../reaper/start.ts';
+import { apiKeyFile, readOrMakeApiKey } from './api-key.ts';
+import { renderBanner } from './banner.ts';
+import { startEmbeddedPostgres } from './embedded-postgres.ts';
+
+interface Provided {
+  readonly databaseUrl: string;
+  readonly adminApiKey: string | undefined;
+  /** Of an embedded database. */
+  readonly dataDir: string | undefined;
+}
+
+/**
+ * `npm start`: a database of its own unless DATABASE_URL is set, its tables, the API and the reaper in one process; then
+ * says on standard output how to use them. What is started is stopped in the reverse order, the database last.
+ */
+export async function startStandalone(config: StandaloneConfig, kit: ProcessKit): Promise<void> {
+  const { lifecycle, logger } = kit;
+  const provided = await provideDatabase(config, kit);
+  // Told to stop meanwhile: what is there by now is stopped already.
+  lifecycle.signal.throwIfAborted();
+  const { databaseUrl, adminApiKey, dataDir } = provided;
+  await migrate({
+    databaseUrl: config.databaseDirectUrl ?? databaseUrl,
+    // On a new database each function is a line, and nobody waits for them.
+    onProgress: (line) => logger[line.startsWith('migrated') ? 'info' : 'debug'](line),
+  });
+  lifecycle.signal.throwIfAborted();
+  const metrics = createMetrics({ service: 'standalone' });
+  const api = await startApi({ ...config, databaseUrl, adminApiKey }, { ...kit, metrics });
+  const instance = `${config.instance}-reaper`.slice(-45);
+  await startReaper({ ...config, databaseUrl, instance }, { ...kit, metrics });
+  process.stdout.write(
+    renderBanner({
+      url: api.url,
+      apiKey: adminApiKey,
+      apiKeyFile:
+        dataDir === undefined || config.adminApiKey !== undefined ? undefined : apiKeyFile(dataDir),
+      databaseUrl,
+      dataDir,
+    }),
+  );
+}
+
+async function provideDatabase(config: StandaloneConfig, kit: ProcessKit): Promise<Provided> {
+  if (config.databaseUrl !== undefined) {
+    await waitForDatabase(config.databaseUrl, config, kit);
+    return { databaseUrl: config.databaseUrl, adminApiKey: config.adminApiKey, dataDir: undefined };
+  }
+  const { lifecycle, logger } = kit;
+  const dataDir = resolve(config.dataDir);
+  logger.info({ data_dir: dataDir }, 'starting the database');
+  const postgres = await startEmbeddedPostgres({ dataDir, onLog: (line) => logger.info(line) });
+  lifecycle.onShutdown('close', 'PostgreSQL', async () => postgres.stop());
+  void postgres.exited.then(({ code, signal }) => {
+    if (lifecycle.isStopping) return;
+    const how = `PostgreSQL has ended (code ${code}, signal ${signal}); its log is ${dataDir}/postgres.log`;
+    lifecycle.fail(new Error(how), 'the database is gone');
+  });
+  const adminApiKey = config.adminApiKey ?? (await readOrMakeApiKey(dataDir));
+  return { databaseUrl: postgres.url, adminApiKey, dataDir };
+}
+
+/** A database that is not there yet is waited for; what is in it is the business of the migrations. */
+async function waitForDatabase(
+  url: string,
+  config: StandaloneConfig,
+  kit: ProcessKit,
+): Promise<void> {
+  const { logger, lifecycle } = kit;
+  const database = createDatabase({
+    url,
+    applicationName: `broker-start-${config.instance}`,
+    poolMax: 1,
+    statementTimeoutMs: config.statementTimeoutMs,
+  });
+  const answered = new AbortController();
+  const signal = AbortSignal.any([lifecycle.signal, answered.signal]);
+  try {
+    await waitForSchema(database.db, {
+      signal,
+      onWaiting: (reason, error) => {
+        if (error === undefined) answered.abort();
+        else logger.warn({ err: error }, reason);
+      },
+    });
+  } catch (error) {
+    if (!answered.signal.aborted) throw error;
+  } finally {
+    await database.close();
+  }
+}

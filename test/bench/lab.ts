@@ -1,0 +1,146 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import pg from 'pg';
+import { createDatabase, type Database } from '#db/client.ts';
+import { migrate } from '#db/migrate.ts';
+import { publishBatch } from '#db/publish.ts';
+import { putSubscription } from '#db/subscriptions.ts';
+import { putTopic } from '#db/topics.ts';
+import { Cluster } from '#test/support/cluster.ts';
+import { startEmbeddedPostgres } from '../../apps/standalone/embedded-postgres.ts';
+import { newEvents } from './events.ts';
+import type { HttpTarget } from './http-connection.ts';
+
+/** Something to publish to and to consume from. */
+export interface Place {
+  readonly topicId: number;
+  readonly topic: string;
+  readonly subscriptionId: number;
+  readonly subscription: string;
+}
+
+/** A migrated database of its own on a server with fsync, an API process on it, and connections to both. */
+export interface Lab extends AsyncDisposable {
+  readonly db: Database;
+  /** A superuser's, where the server was started here. */
+  readonly control: pg.Client;
+  readonly copiers: readonly pg.Client[];
+  readonly api: HttpTarget;
+  readonly server: string;
+  /** A topic with one subscription, in which so many events wait. */
+  place(waiting: number): Promise<Place>;
+  /** Takes all events out of the database. */
+  empty(): Promise<void>;
+  /** Ends the API, so that its backends have counted everything; transactions committed since the start. */
+  finish(): Promise<number>;
+}
+
+/** As many as the machine of the design has cores. */
+export const lanes = 2;
+
+const database = 'broker_bench';
+const fillBatch = 500;
+
+export async function openLab(givenUrl: string | undefined): Promise<Lab> {
+  await using stack = new AsyncDisposableStack();
+  const adminUrl = givenUrl ?? (await startServer(stack));
+  const url = new URL(adminUrl);
+  url.pathname = `/${database}`;
+  const admin = await openClient(adminUrl, stack);
+  await admin.query(`drop database if exists ${database}`);
+  await admin.query(`create database ${database}`);
+  stack.defer(async () => void (await admin.query(`drop database ${database} with (force)`)));
+  await migrate({ databaseUrl: url.href });
+  const control = await openClient(url.href, stack);
+  const copiers = [await openClient(url.href, stack), await openClient(url.href, stack)];
+  const handle = stack.use(
+    createDatabase({
+      url: url.href,
+      applicationName: 'broker-bench',
+      poolMax: lanes,
+      statementTimeoutMs: 30_000,
+    }),
+  );
+  const env = { LOG_LEVEL: 'warn', NODE_ENV: 'development' };
+  const cluster = stack.use(await Cluster.start({ databaseUrl: url.href, reapers: 0, env }));
+  const { rows } = await control.query<{ version: string; fsync: string }>(
+    `select current_setting('server_version') as version, current_setting('fsync') as fsync`,
+  );
+  const owned = stack.move();
+  return {
+    db: handle.db,
+    control,
+    copiers,
+    api: { port: Number(new URL(cluster.urls[0] ?? '').port), apiKey: cluster.adminKey },
+    server: `PostgreSQL ${rows[0]?.version}, fsync ${rows[0]?.fsync}`,
+    place: (waiting) => makePlace(handle.db, waiting),
+    async empty() {
+      await control.query('truncate broker.event, broker.attempt, broker.queue, bench.event');
+    },
+    async finish() {
+      await cluster.killAll('SIGTERM');
+      await handle.close();
+      return await committed(admin);
+    },
+    [Symbol.asyncDispose]: async () => owned.disposeAsync(),
+  };
+}
+
+async function startServer(stack: AsyncDisposableStack): Promise<string> {
+  const dataDir = await mkdtemp(join(tmpdir(), 'event-broker-bench-'));
+  stack.defer(async () => rm(dataDir, { recursive: true, force: true }));
+  const postgres = stack.use(await startEmbeddedPostgres({ dataDir }));
+  return postgres.superuserUrl;
+}
+
+async function openClient(url: string, stack: AsyncDisposableStack): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: url, application_name: 'broker-bench' });
+  await client.connect();
+  stack.defer(async () => client.end());
+  return client;
+}
+
+let places = 0;
+
+async function makePlace(db: Database, waiting: number): Promise<Place> {
+  places += 1;
+  const topic = `bench-${places}`;
+  const subscription = `bench-${places}`;
+  const put = await putTopic(db, topic, {
+    retention_seconds: 3600,
+    deduplication_seconds: 3600,
+    deduplicate_event_ids: true,
+    max_backlog: 1_000_000_000,
+  });
+  const made = await putSubscription(db, {
+    name: subscription,
+    topic,
+    type: 'pull',
+    settings: {
+      filter: null,
+      visibility_timeout_seconds: 60,
+      max_attempts: 10,
+      minimum_backoff_ms: 1000,
+      maximum_backoff_ms: 60_000,
+      backoff_multiplier: 2,
+      backpressure: false,
+      on_expiry: 'drop',
+    },
+  });
+  if (!('id' in made)) throw new Error(made.status);
+  const events = newEvents(fillBatch);
+  for (let filled = 0; filled < waiting; filled += fillBatch * lanes) {
+    const calls = Array.from({ length: lanes }, () => publishBatch(db, put.topic.id, [{ events }]));
+    await Promise.all(calls);
+  }
+  return { topicId: put.topic.id, topic, subscriptionId: made.id, subscription };
+}
+
+async function committed(client: pg.Client): Promise<number> {
+  const { rows } = await client.query<{ count: string }>(
+    `select xact_commit as count from pg_stat_database where datname = $1`,
+    [database],
+  );
+  return Number(rows[0]?.count);
+}

@@ -1,0 +1,115 @@
+import { mkdir, writeFile } from 'node:fs/promises';
+import { availableParallelism, cpus, totalmem } from 'node:os';
+import { join } from 'node:path';
+import type { Measurement } from './measurements.ts';
+import type { Sample } from './sample.ts';
+
+/** The median of the rounds, per event where that says more. */
+export interface Result {
+  readonly name: string;
+  readonly connections: number;
+  readonly batch: number;
+  readonly eventsPerSecond: number;
+  readonly roundsEventsPerSecond: readonly number[];
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+  readonly walBytesPerEvent: number;
+  readonly transactionsPerEvent: number;
+  readonly clientCpu: number;
+}
+
+export interface Machine {
+  readonly cores: number;
+  readonly cpu: string;
+  readonly memoryGib: number;
+  readonly node: string;
+  readonly server: string;
+  readonly date: string;
+}
+
+export function describeMachine(server: string): Machine {
+  return {
+    cores: availableParallelism(),
+    cpu: cpus()[0]?.model.trim() ?? 'unknown',
+    memoryGib: Math.round(totalmem() / 2 ** 30),
+    node: process.version,
+    server,
+    date: new Date().toISOString(),
+  };
+}
+
+/** Each column has a median of its own. */
+export function resultOf(measurement: Measurement, samples: readonly Sample[]): Result {
+  const { name, connections, batch } = measurement;
+  const medianOf = (read: (sample: Sample) => number): number => median(samples.map(read));
+  const rate = ({ events, seconds }: Sample): number => events / seconds;
+  return {
+    name,
+    connections,
+    batch,
+    eventsPerSecond: Math.round(medianOf(rate)),
+    roundsEventsPerSecond: samples.map((sample) => Math.round(rate(sample))),
+    p50Ms: medianOf((sample) => sample.p50Ms),
+    p99Ms: medianOf((sample) => sample.p99Ms),
+    walBytesPerEvent: medianOf(({ walBytes, events }) => walBytes / events),
+    transactionsPerEvent: medianOf(({ transactions, events }) => transactions / events),
+    clientCpu: medianOf((sample) => sample.clientCpu),
+  };
+}
+
+function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+}
+
+const columns = [
+  'events/s',
+  'rounds',
+  'p50 ms',
+  'p99 ms',
+  'WAL B/event',
+  'tx/event',
+  'client CPU',
+] as const;
+
+/** The results for people: one line each. */
+export function tableOf(machine: Machine, results: readonly Result[]): string {
+  const { cores, cpu, memoryGib, node, server, date } = machine;
+  const head = ['', 'conn.', 'batch', ...columns];
+  const lines = [head, ...results.map(lineOf)];
+  const widths = head.map((_, column) =>
+    Math.max(...lines.map((line) => line[column]?.length ?? 0)),
+  );
+  const text = lines.map((line) =>
+    line
+      .map((cell, column) =>
+        column === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[column] ?? 0),
+      )
+      .join('  '),
+  );
+  const title = `${cores} cores (${cpu}), ${memoryGib} GiB, ${server}, Node ${node}, ${date}`;
+  return [title, '', ...text].join('\n');
+}
+
+function lineOf(result: Result): string[] {
+  return [
+    result.name,
+    String(result.connections),
+    String(result.batch),
+    result.eventsPerSecond.toLocaleString('en-US'),
+    result.roundsEventsPerSecond.map((rate) => (rate / 1000).toFixed(1)).join(' ') + ' k',
+    result.p50Ms.toFixed(2),
+    result.p99Ms.toFixed(2),
+    result.walBytesPerEvent.toFixed(0),
+    result.transactionsPerEvent.toFixed(4),
+    `${(result.clientCpu * 100).toFixed(0)} %`,
+  ];
+}
+
+/** Writes everything as JSON; returns the file's path. */
+export async function writeResults(content: object & { machine: Machine }): Promise<string> {
+  const folder = join(import.meta.dirname, 'results');
+  await mkdir(folder, { recursive: true });
+  const file = join(folder, `${content.machine.date.replaceAll(':', '-')}.json`);
+  await writeFile(file, `${JSON.stringify(content, null, 2)}\n`);
+  return file;
+}

@@ -1,0 +1,72 @@
+import type pg from 'pg';
+
+/** What one round of a measurement gave. */
+export interface Sample {
+  readonly events: number;
+  readonly seconds: number;
+  /** Of single steps: a call, or a request, or a receive with its ack. */
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+  readonly walBytes: number;
+  /** Transactions that wrote. */
+  readonly transactions: number;
+  /** Of this process: 1 is one core. */
+  readonly clientCpu: number;
+}
+
+/** Makes one step and says how many events it was; 0 ends the loop. */
+export type Step = () => Promise<number>;
+
+/**
+ * Runs the steps side by side, each over and over, until the time is over. Counts WAL and transaction ids of the whole
+ * server; the statistics views would not do for a few seconds, since a backend adds to them once a second, or 10 s after it
+ * fell idle.
+ */
+export async function takeSample(
+  control: pg.Client,
+  seconds: number,
+  steps: readonly Step[],
+): Promise<Sample> {
+  // each begins with the same cost of full-page writes
+  await control.query('checkpoint');
+  const before = await readCounters(control);
+  const cpuBefore = process.cpuUsage();
+  const startedAt = performance.now();
+  const deadline = startedAt + seconds * 1000;
+  const latencies: number[] = [];
+  const counts = await Promise.all(steps.map((step) => repeat(step, deadline, latencies)));
+  const elapsed = performance.now() - startedAt;
+  const cpu = process.cpuUsage(cpuBefore);
+  const after = await readCounters(control);
+  latencies.sort((a, b) => a - b);
+  return {
+    events: counts.reduce((total, count) => total + count, 0),
+    seconds: elapsed / 1000,
+    p50Ms: latencies[Math.floor(latencies.length * 0.5)] ?? 0,
+    p99Ms: latencies[Math.floor(latencies.length * 0.99)] ?? 0,
+    walBytes: after.wal - before.wal,
+    transactions: after.transactions - before.transactions,
+    clientCpu: (cpu.user + cpu.system) / 1000 / elapsed,
+  };
+}
+
+async function repeat(step: Step, deadline: number, latencies: number[]): Promise<number> {
+  let events = 0;
+  for (let now = performance.now(); now < deadline;) {
+    const done = await step();
+    if (done === 0) return events;
+    events += done;
+    const after = performance.now();
+    latencies.push(after - now);
+    now = after;
+  }
+  return events;
+}
+
+async function readCounters(control: pg.Client): Promise<{ wal: number; transactions: number }> {
+  const { rows } = await control.query<{ wal: string; transactions: string }>(
+    `select pg_current_wal_insert_lsn() - '0/0'::pg_lsn as wal,
+      pg_snapshot_xmax(pg_current_snapshot())::text as transactions`,
+  );
+  return { wal: Number(rows[0]?.wal), transactions: Number(rows[0]?.transactions) };
+}

@@ -1,0 +1,147 @@
+import { sql } from 'kysely';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Database } from '#db/client.ts';
+import { faultOf } from '#db/errors.ts';
+import { createRedriveJob, findJob } from '#db/jobs.ts';
+import { failJob, redrive, unfinishedRedrives } from '#db/redrive.ts';
+import { aSubscription, aTerm, aTopic, publishMany } from '#test/support/factory.ts';
+import {
+  claimSome,
+  deadLetters,
+  openVerbDatabase,
+  queueRows,
+  settleAll,
+  type VerbDatabase,
+} from '#test/support/verbs.ts';
+
+let database: VerbDatabase;
+let db: Database;
+let term: string;
+
+beforeAll(async () => {
+  database = await openVerbDatabase();
+  db = database.db;
+  term = await aTerm(db);
+});
+afterAll(async () => database[Symbol.asyncDispose]());
+
+async function withDeadLetters(count: number, data?: string) {
+  const topicId = await aTopic(db);
+  const subscriptionId = await aSubscription(db, topicId);
+  const bystander = await aSubscription(db, topicId);
+  const ids = await publishMany(
+    db,
+    topicId,
+    count,
+    data === undefined ? {} : { data, bytes: data.length },
+  );
+  for (let left = count; left > 0;) {
+    const events = await claimSome(db, topicId, subscriptionId, 1000, { bytes: 1 << 30 });
+    await settleAll(db, topicId, events, { outcome: 'rejected', error: 'no use' });
+    left -= events.length;
+  }
+  return { topicId, subscriptionId, bystander, ids };
+}
+
+async function aJob(topicId: number, subscriptionId: number): Promise<string> {
+  const job = await createRedriveJob(db, topicId, subscriptionId);
+  if (job.status !== 'created') throw new Error(job.status);
+  return job.id;
+}
+
+async function redriveAll(topicId: number, jobId: string): Promise<number[]> {
+  const pieces: number[] = [];
+  for (;;) {
+    const piece = await redrive(db, topicId, term, { jobId, limit: 100 });
+    pieces.push(piece.redriven);
+    if (piece.finished) return pieces;
+  }
+}
+
+describe('a redrive', () => {
+  test('brings events back with their first id, text and order, and attempts from 0, to their subscription alone', async () => {
+    const { topicId, subscriptionId, bystander, ids } = await withDeadLetters(250);
+    const bystanders = await queueRows(db, bystander);
+    const jobId = await aJob(topicId, subscriptionId);
+    expect((await unfinishedRedrives(db)).map((job) => job.id)).toContain(jobId);
+    expect(await redriveAll(topicId, jobId)).toEqual([100, 100, 50]);
+    expect(await deadLetters(db, subscriptionId)).toEqual([]);
+    expect(await findJob(db, jobId)).toMatchObject({ state: 'succeeded', total: 250, done: 250 });
+    expect((await unfinishedRedrives(db)).map((job) => job.id)).not.toContain(jobId);
+    expect(await queueRows(db, bystander)).toMatchObject(bystanders.map(({ id }) => ({ id })));
+
+    const events = await claimSome(db, topicId, subscriptionId, 1000);
+    expect(events.map((event) => event.event_id).toSorted()).toEqual(ids.toSorted());
+    expect(new Set(events.map((event) => event.attempt))).toEqual(new Set([1]));
+    // dead a second time, it still has its first id
+    await settleAll(db, topicId, events, { outcome: 'rejected', error: 'still no use' });
+    await redriveAll(topicId, await aJob(topicId, subscriptionId));
+    const again = await claimSome(db, topicId, subscriptionId, 1000);
+    expect(again.map((event) => event.event_id).toSorted()).toEqual(ids.toSorted());
+    expect(again[0]!.data).toMatch(/^\{"number":\d+\}$/);
+  });
+
+  test('takes only what was dead when the job was made', async () => {
+    const { topicId, subscriptionId } = await withDeadLetters(3);
+    const jobId = await aJob(topicId, subscriptionId);
+    await publishMany(db, topicId, 2);
+    const events = await claimSome(db, topicId, subscriptionId, 10);
+    await settleAll(db, topicId, events, { outcome: 'rejected' });
+    expect(await redriveAll(topicId, jobId)).toEqual([3]);
+    expect(await deadLetters(db, subscriptionId)).toHaveLength(2);
+  });
+
+  test('cuts entries at 1 MiB', async () => {
+    const { topicId, subscriptionId } = await withDeadLetters(
+      10,
+      JSON.stringify('x'.repeat(250_000)),
+    );
+    await redriveAll(topicId, await aJob(topicId, subscriptionId));
+    const entries = await queueRows(db, subscriptionId);
+    expect(entries.length).toBeGreaterThan(2);
+    for (const entry of entries) expect(entry.bytes).toBeLessThanOrEqual(1 << 20);
+    expect(entries.flatMap((entry) => entry.ordinals).toSorted((a, b) => a - b)).toEqual([
+      ...Array(10).keys(),
+    ]);
+  });
+
+  test('of an old term is refused and changes nothing', async () => {
+    const { topicId, subscriptionId } = await withDeadLetters(3);
+    const jobId = await aJob(topicId, subscriptionId);
+    const old = String(BigInt(term) - 1n);
+    await expect(redrive(db, topicId, old, { jobId, limit: 100 })).rejects.toSatisfy(
+      (error) => faultOf(error) === 'term_over',
+    );
+    expect(await deadLetters(db, subscriptionId)).toHaveLength(3);
+    expect(await findJob(db, jobId)).toMatchObject({ state: 'waiting', done: 0 });
+  });
+
+  test('into a span that has no partition yet makes it', async () => {
+    const { topicId, subscriptionId } = await withDeadLetters(2);
+    await sql`update broker.topic set retention_seconds = 2592000, retention_class = 720 where id = ${topicId}`.execute(
+      db,
+    );
+    expect(await redriveAll(topicId, await aJob(topicId, subscriptionId))).toEqual([2]);
+    expect(await claimSome(db, topicId, subscriptionId, 10)).toHaveLength(2);
+  });
+});
+
+test('a job that cannot be done is ended with its reason', async () => {
+  const { topicId, subscriptionId } = await withDeadLetters(1);
+  const jobId = await aJob(topicId, subscriptionId);
+  await db
+    .updateTable('subscription')
+    .set({ state: 'deleted' })
+    .where('id', '=', subscriptionId)
+    .execute();
+  expect((await unfinishedRedrives(db)).find((job) => job.id === jobId)?.is_orphan).toBe(true);
+  await failJob(db, jobId, 'the subscription was deleted');
+  expect(await findJob(db, jobId)).toMatchObject({
+    state: 'failed',
+    error: 'the subscription was deleted',
+  });
+  expect(await redrive(db, topicId, term, { jobId, limit: 100 })).toMatchObject({
+    redriven: 0,
+    finished: true,
+  });
+});

@@ -1,0 +1,203 @@
+// The repository checks itself: conventions that neither the compiler nor the linter knows.
+import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { schemaOf, variableGroups, type VariableName } from '#runtime/config-variables.ts';
+import packageJson from '../package.json' with { type: 'json' };
+
+const top = join(import.meta.dirname, '..');
+const ignored = ['node_modules', 'data', '.git', 'coverage', 'results'];
+const exclude = (name: string): boolean => ignored.includes(basename(name));
+
+function filesOf(...patterns: string[]): string[] {
+  return globSync(patterns, { cwd: top, exclude }).toSorted();
+}
+
+const textOf = (file: string): string => readFileSync(join(top, file), 'utf8');
+
+const sources = filesOf('{apps,db,test}/**/*.ts');
+const generated = ['db/schema.ts'];
+
+describe('files and folders', () => {
+  test('the top level has what it is meant to have', () => {
+    const tracked =
+      'apps db deploy test package.json package-lock.json tsconfig.json docker-compose.yml ' +
+      'docker-compose.prod.yml README.md LICENSE CONTRIBUTING.md CHANGELOG.md SECURITY.md';
+    // What is there on a machine that works with it.
+    const local = 'node_modules data coverage';
+    const known = `${tracked} ${local}`.split(' ');
+    const others = readdirSync(top).filter(
+      (name) => !name.startsWith('.') && !known.includes(name),
+    );
+    expect(others).toEqual([]);
+  });
+
+  test('names say what is inside: no index.ts, no drawer for everything', () => {
+    const drawer = /^(index|utils?|common|core|helpers?|misc|shared|types)(\.[a-z]+)*$/;
+    const names = sources.flatMap((file) => file.split('/').map((name) => [name, file] as const));
+    expect(names.filter(([name]) => drawer.test(name)).map(([, file]) => file)).toEqual([]);
+  });
+
+  test('no file is longer than 400 lines', () => {
+    const long = [...sources, ...filesOf('db/**/*.sql')]
+      .filter((file) => !generated.includes(file))
+      .filter((file) => textOf(file).split('\n').length > 401);
+    expect(long).toEqual([]);
+  });
+
+  test('main.ts only puts a process together: at most 80 lines', () => {
+    const long = filesOf('apps/*/main.ts').filter((file) => textOf(file).split('\n').length > 81);
+    expect(long).toEqual([]);
+  });
+});
+
+describe('words', () => {
+  // One word for one thing: left of the colon what is easily written, right what it is called here.
+  const foreign = {
+    enqueue: 'publish',
+    dequeue: 'claim',
+    exchange: 'topic',
+    dlx: 'dead letter',
+    requeue: 'redrive or nack',
+    janitor: 'reaper',
+    master: 'leader',
+    epoch: 'term',
+  };
+  const words = Object.keys(foreign);
+  const capitalized = words.map((word) => `${word[0]!.toUpperCase()}${word.slice(1)}`).join('|');
+  const declared = /\b(?:const|let|function|class|interface|type)\s+([A-Za-z_$][\w$]*)/g;
+  // enqueueEvents, oldMaster and MASTER_KEY, but not postmaster
+  const inCode = new RegExp(
+    `(?:^|_)(?:${words.join('|')})(?![a-z])|[a-z\\d](?:${capitalized})(?![a-z])|^(?:${capitalized})(?![a-z])|(?:^|_)(?:${words.join('|').toUpperCase()})(?:_|$)`,
+  );
+
+  test('nothing is declared by a word that is not ours', () => {
+    const found = sources.flatMap((file) =>
+      [...textOf(file).matchAll(declared)]
+        .filter(([, name = '']) => inCode.test(name.replace('SinceEpoch', '')))
+        .map(([, name]) => `${file}: ${name}`),
+    );
+    expect(found).toEqual([]);
+  });
+
+  test('SQL has none of them as an identifier', () => {
+    const pattern = new RegExp(`\\b(\\w+_)?(${words.join('|')})(_\\w+)?\\b`, 'gi');
+    const found = filesOf('db/**/*.sql').flatMap((file) => {
+      const code = textOf(file)
+        .replaceAll(/--.*$/gm, '')
+        .replaceAll(/'[^']*'/g, '')
+        .replaceAll(/extract\s*\(\s*epoch\b/gi, '');
+      return [...code.matchAll(pattern)].map(([word]) => `${file}: ${word}`);
+    });
+    expect(found).toEqual([]);
+  });
+});
+
+describe('configuration', () => {
+  test('.env.example is what the schema says (npm run check -- --update writes it)', async () => {
+    await expect(envExample()).toMatchFileSnapshot(join(top, '.env.example'));
+  });
+
+  test('only the configuration and the composition roots read the environment', () => {
+    const readers = filesOf('{apps,db}/**/*.ts').filter((file) =>
+      /process\.env\b/.test(textOf(file)),
+    );
+    expect(readers.filter((file) => !/^apps\/\w+\/main\.ts$/.test(file))).toEqual([]);
+  });
+});
+
+describe('database', () => {
+  test('migrations are numbered without gaps', () => {
+    const names = filesOf('db/migrations/*').map((file) => basename(file));
+    for (const [index, name] of names.entries()) {
+      expect(name).toMatch(
+        new RegExp(`^${String(index + 1).padStart(4, '0')}_[a-z_]+(\\.notx)?\\.sql$`),
+      );
+    }
+  });
+
+  test('each verb has a test of its own', () => {
+    // What verbs are made of, and not verbs themselves.
+    const others = ['db/schema.ts', 'db/client.ts', 'db/errors.ts', 'db/lease.ts'];
+    const verbs = filesOf('db/*.ts').filter((file) => !others.includes(file));
+    const without = verbs.filter(
+      (file) => !existsSync(join(top, 'test/db', basename(file).replace(/\.ts$/, '.test.ts'))),
+    );
+    expect(without).toEqual([]);
+  });
+});
+
+describe('package.json', () => {
+  test('versions are exact', () => {
+    const { dependencies, devDependencies } = packageJson;
+    const versions = Object.entries({ ...dependencies, ...devDependencies });
+    expect(versions.filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version))).toEqual(
+      [],
+    );
+  });
+
+  test('the lock file names no registry', () => {
+    expect(textOf('package-lock.json')).not.toContain('"resolved"');
+  });
+
+  test('there are at most 14 scripts, and the files that they start exist', () => {
+    const scripts = Object.values(packageJson.scripts);
+    expect(scripts.length).toBeLessThanOrEqual(14);
+    const started = scripts.flatMap(
+      (script) => script.match(/\b(apps|db|test)\/[\w./-]+\.ts/g) ?? [],
+    );
+    expect(started.filter((file) => !existsSync(join(top, file)))).toEqual([]);
+  });
+});
+
+describe('deployment', () => {
+  const composeFiles = filesOf('docker-compose*.yml');
+
+  test('images are pinned to a version', () => {
+    const images = composeFiles.flatMap((file) =>
+      [...textOf(file).matchAll(/^\s*image:\s*(\S+)/gm)].map(([, image = '']) => image),
+    );
+    // Our own image comes by variable.
+    const loose = images.filter(
+      (image) => !image.includes('${') && !/:v?\d+\.\d+|@sha256:/.test(image),
+    );
+    expect(loose).toEqual([]);
+  });
+
+  test('metrics that are asked for exist', () => {
+    const declared = textOf('apps/runtime/metrics.ts');
+    const asked = filesOf('deploy/**/*.{yml,yaml,json}').flatMap(
+      (file) => textOf(file).match(/\bbroker_[a-z_]+\b/g) ?? [],
+    );
+    const names = asked.map((name) => name.replace(/_(bucket|sum|count)$/, ''));
+    expect(names.filter((name) => !declared.includes(`'${name}'`))).toEqual([]);
+  });
+});
+
+/** The text of `.env.example`: every variable, with its default, commented out. */
+function envExample(): string {
+  const lines = [
+    '# Every variable that the processes read, with its default. Commented out: change what you need.',
+    '# A wrong value, or a name that is nearly one of these, stops the process and is named.',
+    '# A secret may come from a file instead: NAME_FILE has its path.',
+    '# "Earlier": the value that the earlier single-process broker had under the same name.',
+  ];
+  for (const [heading, group] of Object.entries(variableGroups)) {
+    lines.push('', `# ${heading}`);
+    for (const name of Object.keys(group) as VariableName[]) lines.push('', ...linesOf(name));
+  }
+  return `${lines.join('\n')}\n`;
+}
+
+function linesOf(name: VariableName): string[] {
+  const schema = schemaOf(name);
+  const value = schema.shown ?? (Array.isArray(schema.default) ? '' : String(schema.default));
+  const choices = schema.enum === undefined ? '' : ` One of ${schema.enum.join(', ')}.`;
+  const file = schema.secret === true ? ` Also ${name}_FILE.` : '';
+  const note = schema.default === undefined && schema.secret === true ? ' No default.' : '';
+  return [
+    `# ${schema.description}${choices}${file}${note}`,
+    ...(schema.earlier === undefined ? [] : [`# Earlier: ${name}=${schema.earlier}`]),
+    `# ${name}=${value}`,
+  ];
+}
