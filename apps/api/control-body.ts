@@ -12,7 +12,7 @@ import {
   skipSpace,
   skipString,
   skipValue,
-} from './json-scanner.ts';
+} from './publish/json-scanner.ts';
 import { pointerTo, Problem } from './problems.ts';
 
 /** Bodies that name and set things are small. */

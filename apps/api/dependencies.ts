@@ -3,11 +3,11 @@ import type { Wakeups } from '#db/wakeups.ts';
 import type { ApiConfig } from '#runtime/config.ts';
 import type { Logger } from '#runtime/logger.ts';
 import type { Metrics } from '#runtime/metrics.ts';
-import type { Admission } from './admission.ts';
+import type { Admission } from './publish/admission.ts';
 import type { Directory } from './directory.ts';
-import type { Publisher } from './publisher.ts';
-import type { Receiver } from './receiver.ts';
-import type { Settler } from './settler.ts';
+import type { Publisher } from './publish/publisher.ts';
+import type { Receiver } from './receive/receiver.ts';
+import type { Settler } from './receive/settler.ts';
 
 /** What the routes of one API process work with. */
 export interface AppDependencies {

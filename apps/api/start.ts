@@ -11,14 +11,14 @@ import { startLoop } from '#runtime/loop.ts';
 import { createMetrics, type Metrics } from '#runtime/metrics.ts';
 import type { ProcessKit } from '#runtime/process.ts';
 import { version } from '#runtime/version.ts';
-import { type Admission, createAdmission } from './admission.ts';
+import { type Admission, createAdmission } from './publish/admission.ts';
 import { buildApp } from './app.ts';
 import { seedConfiguredKey } from './auth.ts';
 import type { AppDependencies } from './dependencies.ts';
 import { Directory } from './directory.ts';
-import { createPublisher } from './publisher.ts';
-import { createReceiver } from './receiver.ts';
-import { createSettler } from './settler.ts';
+import { createPublisher } from './publish/publisher.ts';
+import { createReceiver } from './receive/receiver.ts';
+import { createSettler } from './receive/settler.ts';
 
 export interface ApiKit extends ProcessKit {
   /** Metrics that a process with several services shares; an API alone makes its own. */

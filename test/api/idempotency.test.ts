@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { createDatabase } from '#db/client.ts';
 import { publishBatch } from '#db/publish.ts';
-import { requestKey } from '../../apps/api/idempotency.ts';
+import { requestKey } from '../../apps/api/publish/idempotency.ts';
 import { startApp, type TestApp } from '../support/app.ts';
 import { cloneDatabase } from '../support/database.ts';
 import { aTopicWithReader, problemOf } from '../support/topic-with-reader.ts';

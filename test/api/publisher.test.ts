@@ -3,8 +3,8 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { createDatabase, type Database } from '#db/client.ts';
 import { publishBatch, type PublishRequest } from '#db/publish.ts';
 import { createMetrics } from '#runtime/metrics.ts';
-import { createPublisher, type PublishAnswer } from '../../apps/api/publisher.ts';
-import { requestKey } from '../../apps/api/idempotency.ts';
+import { createPublisher, type PublishAnswer } from '../../apps/api/publish/publisher.ts';
+import { requestKey } from '../../apps/api/publish/idempotency.ts';
 import { aSubscription, aTopic, anEvent } from '../support/factory.ts';
 import { openVerbDatabase, queueRows, type VerbDatabase } from '../support/verbs.ts';
 

@@ -5,8 +5,8 @@ import type { ClaimedEvent } from '#db/claim.ts';
 import type { Database } from '#db/client.ts';
 import { publishBatch } from '#db/publish.ts';
 import { createMetrics } from '#runtime/metrics.ts';
-import { createReceiver, type ReceiveRequest } from '../../apps/api/receiver.ts';
-import { createSettler } from '../../apps/api/settler.ts';
+import { createReceiver, type ReceiveRequest } from '../../apps/api/receive/receiver.ts';
+import { createSettler } from '../../apps/api/receive/settler.ts';
 import { aSubscription, aTopic, anEvent, publishMany } from '../support/factory.ts';
 import { openVerbDatabase, queueRows, settleAll, type VerbDatabase } from '../support/verbs.ts';
 

@@ -3,7 +3,7 @@ import type { Database } from '#db/client.ts';
 import type { Lease } from '#db/lease.ts';
 import type { Settlement } from '#db/settle.ts';
 import { createMetrics } from '#runtime/metrics.ts';
-import { createSettler } from '../../apps/api/settler.ts';
+import { createSettler } from '../../apps/api/receive/settler.ts';
 import { aSubscription, aTopic, publishMany } from '../support/factory.ts';
 import { claimSome, openVerbDatabase, queueRows, type VerbDatabase } from '../support/verbs.ts';
 

@@ -21,6 +21,8 @@ let events = 0;
 for (let round = 0; round <= rounds; round += 1) {
   const isWarmUp = round === 0;
   for (const [measurement, taken] of samples) {
+    // each begins with the same cost of full-page writes
+    await lab.control.query('checkpoint');
     const sample = await measurement.take(lab, isWarmUp ? warmUpSeconds : seconds);
     events += sample.events;
     if (!isWarmUp) taken.push(sample);

@@ -65,9 +65,9 @@ export class HttpConnection {
       const all = this.#joined();
       const end = all.indexOf(headEnd);
       if (end < 0) return;
-      const [, length] = /\r\ncontent-length: (\d+)/i.exec(all.latin1Slice(0, end)) ?? [];
+      const [, length] = /\r\ncontent-length: (\d+)/i.exec(all.toString('latin1', 0, end)) ?? [];
       if (length === undefined) {
-        this.#waiting?.reject(new Error(`no content-length: ${all.latin1Slice(0, end)}`));
+        this.#waiting?.reject(new Error(`no content-length: ${all.toString('latin1', 0, end)}`));
         return;
       }
       this.#expected = end + headEnd.length + Number(length);
@@ -80,8 +80,8 @@ export class HttpConnection {
     const end = all.indexOf(headEnd);
     const answer = {
       // HTTP/1.1 202 …
-      status: Number(all.latin1Slice(9, 12)),
-      body: all.utf8Slice(end + headEnd.length, this.#expected),
+      status: Number(all.toString('latin1', 9, 12)),
+      body: all.toString('utf8', end + headEnd.length, this.#expected),
     };
     this.#received = [];
     this.#length = 0;

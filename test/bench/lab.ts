@@ -26,14 +26,14 @@ export interface Lab extends AsyncDisposable {
   /** A superuser's, where the server was started here. */
   readonly control: pg.Client;
   readonly copiers: readonly pg.Client[];
-  readonly api: HttpTarget;
+  readonly api: HttpTarget & { readonly pid: number };
   readonly server: string;
   /** A topic with one subscription, in which so many events wait. */
-  place(waiting: number): Promise<Place>;
+  readonly place: (waiting: number) => Promise<Place>;
   /** Takes all events out of the database. */
-  empty(): Promise<void>;
+  readonly empty: () => Promise<void>;
   /** Ends the API, so that its backends have counted everything; transactions committed since the start. */
-  finish(): Promise<number>;
+  readonly finish: () => Promise<number>;
 }
 
 /** As many as the machine of the design has cores. */
@@ -72,16 +72,20 @@ export async function openLab(givenUrl: string | undefined): Promise<Lab> {
     db: handle.db,
     control,
     copiers,
-    api: { port: Number(new URL(cluster.urls[0] ?? '').port), apiKey: cluster.adminKey },
+    api: {
+      port: Number(new URL(cluster.urls[0] ?? '').port),
+      apiKey: cluster.adminKey,
+      pid: cluster.apis[0]?.pid ?? 0,
+    },
     server: `PostgreSQL ${rows[0]?.version}, fsync ${rows[0]?.fsync}`,
     place: (waiting) => makePlace(handle.db, waiting),
-    async empty() {
+    empty: async () => {
       await control.query('truncate broker.event, broker.attempt, broker.queue, bench.event');
     },
-    async finish() {
+    finish: async () => {
       await cluster.killAll('SIGTERM');
       await handle.close();
-      return await committed(admin);
+      return committed(admin);
     },
     [Symbol.asyncDispose]: async () => owned.disposeAsync(),
   };

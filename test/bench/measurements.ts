@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { claim } from '#db/claim.ts';
 import { publishBatch } from '#db/publish.ts';
 import { settle } from '#db/settle.ts';
-import { LowWaterMarks } from '../../apps/api/low-water-marks.ts';
+import { LowWaterMarks } from '../../apps/api/receive/low-water-marks.ts';
 import { copyInto, copyRows } from './copy-into.ts';
 import { batchBody, eventBody, newEvents } from './events.ts';
 import { HttpConnection, type HttpTarget, postRequest } from './http-connection.ts';
@@ -28,8 +28,8 @@ export const measurements: readonly Measurement[] = [
     name: 'COPY of the same rows',
     connections: lanes,
     batch: copyBatch,
-    take: async ({ control, copiers }, seconds) => {
-      const steps = copiers.map((client): Step => {
+    take: async (lab, seconds) => {
+      const steps = lab.copiers.map((client): Step => {
         let next = copyRows(copyBatch);
         return async () => {
           const copying = copyInto(client, next);
@@ -39,7 +39,7 @@ export const measurements: readonly Measurement[] = [
           return copyBatch;
         };
       });
-      return takeSample(control, seconds, steps);
+      return takeSample(lab, seconds, steps);
     },
   },
   inProcessPublish(100),
@@ -47,15 +47,15 @@ export const measurements: readonly Measurement[] = [
   httpPublish(1, 1),
   httpPublish(64, 1),
   httpPublish(4, 500),
-  httpConsume(1, 100_000),
-  httpConsume(4, 150_000),
-  inProcessConsume(100, 150_000),
-  inProcessConsume(1000, 300_000),
+  httpConsume(1, 60_000),
+  httpConsume(4, 90_000),
+  inProcessConsume(100, 120_000),
+  inProcessConsume(1000, 250_000),
   {
     name: 'HTTP client on a server that only answers',
     connections: 64,
     batch: 1,
-    take: async ({ control }, seconds) => measureClient(control, seconds),
+    take: async (lab, seconds) => measureClient(lab, seconds),
   },
 ];
 
@@ -72,7 +72,7 @@ function inProcessPublish(batch: number): Measurement {
         if (status !== 'published') throw new Error(status);
         return batch;
       };
-      return takeSample(lab.control, seconds, Array<Step>(lanes).fill(step));
+      return takeSample(lab, seconds, Array<Step>(lanes).fill(step));
     },
   };
 }
@@ -82,8 +82,9 @@ function httpPublish(connections: number, batch: number): Measurement {
     name: 'publish over HTTP',
     connections,
     batch,
-    take: async ({ control, api, place }, seconds) => {
-      const { topic } = await place(0);
+    take: async (lab, seconds) => {
+      const { api } = lab;
+      const { topic } = await lab.place(0);
       const body = batch === 1 ? eventBody(0) : batchBody(batch);
       const request = postRequest(api, `/api/v1/topics/${topic}/events`, body);
       return withConnections(api.port, connections, async (all) => {
@@ -92,22 +93,24 @@ function httpPublish(connections: number, batch: number): Measurement {
           if (status !== 202) throw new Error(`${status} ${answer}`);
           return batch;
         });
-        return takeSample(control, seconds, steps);
+        return takeSample(lab, seconds, steps);
       });
     },
   };
 }
 
-function httpConsume(consumers: number, waiting: number): Measurement {
+/** `waitingPerSecond`: more than it can take. */
+function httpConsume(consumers: number, waitingPerSecond: number): Measurement {
   return {
     name: 'receive + ack over HTTP',
     connections: consumers,
     batch: receiveBatch,
-    take: async ({ control, api, place }, seconds) => {
-      const { subscription } = await place(waiting);
+    take: async (lab, seconds) => {
+      const { api } = lab;
+      const { subscription } = await lab.place(waitingPerSecond * seconds);
       return withConnections(api.port, consumers, async (all) => {
         const steps = all.map((connection) => receiveAndAck(connection, api, subscription));
-        return takeSample(control, seconds, steps);
+        return takeSample(lab, seconds, steps);
       });
     },
   };
@@ -131,15 +134,15 @@ function receiveAndAck(connection: HttpConnection, api: HttpTarget, subscription
   };
 }
 
-function inProcessConsume(batch: number, waiting: number): Measurement {
+function inProcessConsume(batch: number, waitingPerSecond: number): Measurement {
   return {
     name: 'claim + settle, in process',
     connections: lanes,
     batch,
     take: async (lab, seconds) => {
-      const place = await lab.place(waiting);
+      const place = await lab.place(waitingPerSecond * seconds);
       const steps = Array.from({ length: lanes }, () => claimAndSettle(lab, place, batch));
-      return takeSample(lab.control, seconds, steps);
+      return takeSample(lab, seconds, steps);
     },
   };
 }
@@ -163,7 +166,7 @@ function claimAndSettle({ db }: Lab, { topicId, subscriptionId }: Place, batch: 
   };
 }
 
-async function measureClient(control: Lab['control'], seconds: number): Promise<Sample> {
+async function measureClient(lab: Lab, seconds: number): Promise<Sample> {
   const child = spawn(process.execPath, [`${import.meta.dirname}/echo-process.ts`], {
     stdio: ['pipe', 'pipe', 'inherit'],
   });
@@ -176,7 +179,7 @@ async function measureClient(control: Lab['control'], seconds: number): Promise<
         await connection.send(request);
         return 1;
       });
-      return takeSample(control, seconds, steps);
+      return takeSample(lab, seconds, steps);
     });
   } finally {
     child.stdin.end();

@@ -16,6 +16,7 @@ export interface Result {
   readonly walBytesPerEvent: number;
   readonly transactionsPerEvent: number;
   readonly clientCpu: number;
+  readonly apiCpu: number;
 }
 
 export interface Machine {
@@ -54,6 +55,7 @@ export function resultOf(measurement: Measurement, samples: readonly Sample[]): 
     walBytesPerEvent: medianOf(({ walBytes, events }) => walBytes / events),
     transactionsPerEvent: medianOf(({ transactions, events }) => transactions / events),
     clientCpu: medianOf((sample) => sample.clientCpu),
+    apiCpu: medianOf((sample) => sample.apiCpu),
   };
 }
 
@@ -69,6 +71,7 @@ const columns = [
   'WAL B/event',
   'tx/event',
   'client CPU',
+  'API CPU',
 ] as const;
 
 /** The results for people: one line each. */
@@ -102,11 +105,15 @@ function lineOf(result: Result): string[] {
     result.walBytesPerEvent.toFixed(0),
     result.transactionsPerEvent.toFixed(4),
     `${(result.clientCpu * 100).toFixed(0)} %`,
+    `${(result.apiCpu * 100).toFixed(0)} %`,
   ];
 }
 
 /** Writes everything as JSON; returns the file's path. */
-export async function writeResults(content: object & { machine: Machine }): Promise<string> {
+export async function writeResults(content: {
+  readonly machine: Machine;
+  readonly [member: string]: unknown;
+}): Promise<string> {
   const folder = join(import.meta.dirname, 'results');
   await mkdir(folder, { recursive: true });
   const file = join(folder, `${content.machine.date.replaceAll(':', '-')}.json`);

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import type pg from 'pg';
 
 /** What one round of a measurement gave. */
@@ -12,6 +13,14 @@ export interface Sample {
   readonly transactions: number;
   /** Of this process: 1 is one core. */
   readonly clientCpu: number;
+  /** Of the API's process; 0 where the system does not tell. */
+  readonly apiCpu: number;
+}
+
+/** What is looked at while it works. */
+export interface Measured {
+  readonly control: pg.Client;
+  readonly api: { readonly pid: number };
 }
 
 /** Makes one step and says how many events it was; 0 ends the loop. */
@@ -23,20 +32,20 @@ export type Step = () => Promise<number>;
  * fell idle.
  */
 export async function takeSample(
-  control: pg.Client,
+  { control, api }: Measured,
   seconds: number,
   steps: readonly Step[],
 ): Promise<Sample> {
-  // each begins with the same cost of full-page writes
-  await control.query('checkpoint');
   const before = await readCounters(control);
   const cpuBefore = process.cpuUsage();
+  const apiBefore = cpuSecondsOf(api.pid);
   const startedAt = performance.now();
   const deadline = startedAt + seconds * 1000;
   const latencies: number[] = [];
   const counts = await Promise.all(steps.map((step) => repeat(step, deadline, latencies)));
   const elapsed = performance.now() - startedAt;
   const cpu = process.cpuUsage(cpuBefore);
+  const apiSeconds = cpuSecondsOf(api.pid) - apiBefore;
   const after = await readCounters(control);
   latencies.sort((a, b) => a - b);
   return {
@@ -47,6 +56,7 @@ export async function takeSample(
     walBytes: after.wal - before.wal,
     transactions: after.transactions - before.transactions,
     clientCpu: (cpu.user + cpu.system) / 1000 / elapsed,
+    apiCpu: (apiSeconds * 1000) / elapsed,
   };
 }
 
@@ -69,4 +79,15 @@ async function readCounters(control: pg.Client): Promise<{ wal: number; transact
       pg_snapshot_xmax(pg_current_snapshot())::text as transactions`,
   );
   return { wal: Number(rows[0]?.wal), transactions: Number(rows[0]?.transactions) };
+}
+
+/** What the process has computed so far, by Linux's clock ticks of 10 ms. */
+function cpuSecondsOf(pid: number): number {
+  try {
+    // behind the name, which may have any characters: state is the third field, utime the 14th
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ') ?? [];
+    return (Number(fields[11]) + Number(fields[12])) / 100;
+  } catch {
+    return 0;
+  }
 }

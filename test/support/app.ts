@@ -4,14 +4,14 @@ import { createWakeups } from '#db/wakeups.ts';
 import { type ApiConfig, loadApiConfig } from '#runtime/config.ts';
 import { createLogger } from '#runtime/logger.ts';
 import { createMetrics } from '#runtime/metrics.ts';
-import { createAdmission } from '../../apps/api/admission.ts';
+import { createAdmission } from '../../apps/api/publish/admission.ts';
 import { type AppOptions, buildApp } from '../../apps/api/app.ts';
 import { seedConfiguredKey } from '../../apps/api/auth.ts';
 import type { AppDependencies } from '../../apps/api/dependencies.ts';
 import { Directory } from '../../apps/api/directory.ts';
-import { createPublisher } from '../../apps/api/publisher.ts';
-import { createReceiver } from '../../apps/api/receiver.ts';
-import { createSettler } from '../../apps/api/settler.ts';
+import { createPublisher } from '../../apps/api/publish/publisher.ts';
+import { createReceiver } from '../../apps/api/receive/receiver.ts';
+import { createSettler } from '../../apps/api/receive/settler.ts';
 import { cloneDatabase } from './database.ts';
 import { eventually } from './eventually.ts';
 

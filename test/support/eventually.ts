@@ -32,17 +32,3 @@ export async function eventually<Result>(
     await delay(intervalMs);
   }
 }
-
-/** Waits until a look returns something that is neither undefined, null nor false. */
-export async function eventuallyTrue<Result>(
-  look: () => Result | Promise<Result>,
-  options: EventuallyOptions = {},
-): Promise<NonNullable<Awaited<Result>>> {
-  return eventually(async () => {
-    const result = await look();
-    if (result === undefined || result === null || result === false) {
-      throw new Error('not yet');
-    }
-    return result;
-  }, options);
-}

@@ -1,6 +1,6 @@
 /** Asks the reader of publish bodies, for the tests of it. */
-import { readPublishBody } from '../../apps/api/publish-body.ts';
-import type { EventInput } from '../../apps/api/publish-body.ts';
+import { readPublishBody } from '../../apps/api/publish/publish-body.ts';
+import type { EventInput } from '../../apps/api/publish/publish-body.ts';
 
 export const LIMITS = { eventBytesMax: 262_144, eventsMax: 1000, depthMax: 128 };
 

@@ -23,8 +23,8 @@ test('10,000 single events from 64 connections take at most 0.1 transactions eac
   await using postgres = await CrashPostgres.start();
   const before = await committed(postgres);
   await using cluster = await Cluster.start({ databaseUrl: postgres.url, reapers: 0 });
-  const [api] = cluster.apis;
-  const url = `${api?.url}/api/v1`;
+  const api = cluster.apis[0]!;
+  const url = `${api.url}/api/v1`;
   using http = new HttpClient(cluster.adminKey);
   await http.call(`${url}/topics/orders`, { method: 'PUT', body: {} });
   await http.call(`${url}/subscriptions/billing`, {
@@ -33,19 +33,15 @@ test('10,000 single events from 64 connections take at most 0.1 transactions eac
   });
 
   const startedAt = performance.now();
+  const request = publishRequest(url, cluster.adminKey);
   let left = events;
-  const publish = async (): Promise<void> => {
-    for (; left > 0;) {
-      left -= 1;
-      await http.call(`${url}/topics/orders/events`, { body: event });
-    }
-  };
-  await Promise.all(Array.from({ length: 64 }, publish));
+  const isLeft = (): boolean => (left -= 1) >= 0;
+  await Promise.all(Array.from({ length: 64 }, async () => publishWhile(isLeft, api, request)));
   const seconds = (performance.now() - startedAt) / 1000;
-  const metrics = await http.send(`${api?.url}/api/metrics`);
+  const metrics = await http.send(`${api.url}/api/metrics`);
   const [, batches] =
     /^broker_publish_batch_events_count(?:\{.*\})? (\d+)$/m.exec(metrics.text) ?? [];
-  await api?.stop();
+  await api.stop();
 
   const transactions = (await committed(postgres)) - before;
   console.log(
@@ -104,7 +100,11 @@ function publishRequest(url: string, key: string): string {
 }
 
 /** One connection that sends the same request again and again. A plain socket: the client shall not take the processors. */
-async function publishWhile(isLeft: () => boolean, api: BrokerProcess, request: string): Promise<void> {
+async function publishWhile(
+  isLeft: () => boolean,
+  api: BrokerProcess,
+  request: string,
+): Promise<void> {
   const socket = connect({ host: '127.0.0.1', port: Number(new URL(api.url).port), noDelay: true });
   try {
     let heard = '';

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
-import { eventKey, readIdempotencyKey, requestKey } from '../../apps/api/idempotency.ts';
-import type { EventInput } from '../../apps/api/publish-body.ts';
+import { eventKey, readIdempotencyKey, requestKey } from '../../apps/api/publish/idempotency.ts';
+import type { EventInput } from '../../apps/api/publish/publish-body.ts';
 
 const event: EventInput = { type: 't', bytes: 1 };
 const hex = (bytes: Buffer): string => bytes.toString('hex');

@@ -12,7 +12,7 @@ import { generateApiKey, requireAllTopics } from '../auth.ts';
 import { controlBodyBytesMax } from '../control-body.ts';
 import { decodeCursor, encodeCursor, pageOf } from '../cursor.ts';
 import type { AppDependencies } from '../dependencies.ts';
-import { MEMBER_BY_NAME } from '../event-attributes.ts';
+import { MEMBER_BY_NAME } from '../publish/event-attributes.ts';
 import { Problem } from '../problems.ts';
 import {
   type ApiKey,

@@ -13,7 +13,7 @@ import { createRedriveJob } from '#db/jobs.ts';
 import { controlBodyBytesMax, emptyBodyIsNone } from '../control-body.ts';
 import { decodeCursor, encodeCursor } from '../cursor.ts';
 import type { AppDependencies } from '../dependencies.ts';
-import { eventJson } from '../event-output.ts';
+import { eventJson } from '../receive/event-output.ts';
 import { noSubscription, subscriptionOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
 import {

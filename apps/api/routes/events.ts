@@ -4,11 +4,11 @@ import { findEvent, listDeliveries } from '#db/events.ts';
 import { publishEventsMax } from '#db/publish.ts';
 import type { AppDependencies } from '../dependencies.ts';
 import type { DirectoryTopic } from '../directory.ts';
-import { eventJson } from '../event-output.ts';
+import { eventJson } from '../receive/event-output.ts';
 import { topicOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
-import { readPublishBody, type PublishBody } from '../publish-body.ts';
-import { answerOf, toPublishRequest } from '../publish-request.ts';
+import { readPublishBody, type PublishBody } from '../publish/publish-body.ts';
+import { answerOf, toPublishRequest } from '../publish/publish-request.ts';
 import { Deliveries } from '../schemas/delivery.ts';
 import {
   CloudEvent,

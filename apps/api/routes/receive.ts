@@ -6,7 +6,7 @@ import { decodeLeaseId, type Lease } from '#db/lease.ts';
 import type { Settlement } from '#db/settle.ts';
 import type { AppDependencies } from '../dependencies.ts';
 import type { DirectorySubscription } from '../directory.ts';
-import { messageJson } from '../event-output.ts';
+import { messageJson } from '../receive/event-output.ts';
 import { emptyBodyIsNone } from '../control-body.ts';
 import { subscriptionOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';

@@ -185,7 +185,7 @@ const EXTENSION_NAME = /^[a-z0-9]{1,20}$/;
 const NOT_EXTENSIONS = new Set(
   (
     'specversion id source type subject time datacontenttype dataschema data ' +
-    'traceparent tracestate brokereventid constructor prototype'
+    'traceparent tracestate partitionkey brokereventid constructor prototype'
   ).split(' '),
 );
 

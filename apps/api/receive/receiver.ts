@@ -4,7 +4,7 @@ import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
 import { LowWaterMarks } from './low-water-marks.ts';
 import { PollGroup, type Poll, type PollGroupOptions } from './poll-group.ts';
-import { Problem } from './problems.ts';
+import { Problem } from '../problems.ts';
 import type { Settler, SubscriptionRef } from './settler.ts';
 
 export interface ReceiverOptions {
