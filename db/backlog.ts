@@ -10,7 +10,7 @@ export interface FullBacklog {
 }
 
 export interface BacklogReading {
-  /** Nobody has sampled for 5 seconds. */
+  /** Nobody has sampled for 5 seconds, or the clock was set back since. */
   readonly isStale: boolean;
   readonly full: readonly FullBacklog[];
 }
@@ -18,7 +18,7 @@ export interface BacklogReading {
 /** The topics that are past their max_backlog by the last sample: one row of each, of its fullest subscription that counts. */
 export async function readBacklog(db: Database): Promise<BacklogReading> {
   const { rows } = await sql<{ is_stale: boolean } & Nullable<FullBacklog>>`
-    select g.sampled_at < clock_timestamp() - interval '5 seconds' as is_stale,
+    select g.sampled_at not between clock_timestamp() - interval '5 seconds' and clock_timestamp() as is_stale,
         f.topic_id, f.subscription, f.waiting_events, f.max_backlog
       from broker.backlog_sampling g
       left join (

@@ -36,7 +36,7 @@ export interface ExpiredEntries {
 }
 
 /**
- * Ends what still refers to a span of events, by each subscription's policy; one chunk of `limit` entries per topic a call.
+ * Ends what still refers to a span of events, by each subscription's policy; one chunk of at most `limit` entries a call.
  * An empty answer says that nothing is left.
  */
 export async function expireEntries(

@@ -67,15 +67,21 @@ export async function publishBatch(
   topicId: number,
   requests: readonly PublishRequest[],
 ): Promise<PublishBatchResult> {
-  try {
-    return await callPublishBatch(db, topicId, requests);
-  } catch (error) {
-    const fault = faultOf(error);
-    // `missing_partition`: no reaper has been there for a while, or this is the class's first event.
-    // `conflict`: the clock was set back and gave an id a second time; the next one is free.
-    if (fault !== 'missing_partition' && fault !== 'conflict') throw error;
-    if (fault === 'missing_partition') await ensurePartitions(db, retentionClassOf(error));
-    return callPublishBatch(db, topicId, requests);
+  const met = new Set<number | 'conflict' | undefined>();
+  for (;;) {
+    try {
+      return await callPublishBatch(db, topicId, requests);
+    } catch (error) {
+      const fault = faultOf(error);
+      // `missing_partition`: no reaper has been there for a while, or this is the class's first event. Delays may put the
+      // events of one batch into several classes, each of which is named by an error of its own.
+      // `conflict`: the clock was set back and gave an id a second time; the next one is free.
+      if (fault !== 'missing_partition' && fault !== 'conflict') throw error;
+      const cause = fault === 'conflict' ? fault : retentionClassOf(error);
+      if (met.has(cause)) throw error;
+      met.add(cause);
+      if (fault === 'missing_partition') await ensurePartitions(db, retentionClassOf(error));
+    }
   }
 }
 

@@ -8,7 +8,7 @@ export async function purgeDeleted(db: Database, term: string, limit: number): P
   return rows[0]?.purged ?? 0;
 }
 
-/** Deletes a chunk, per topic, of the idempotency keys whose time is over; returns how many. */
+/** Deletes a chunk of the idempotency keys whose time is over; returns how many. */
 export async function purgeIdempotencyKeys(
   db: Database,
   term: string,

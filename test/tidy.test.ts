@@ -116,6 +116,13 @@ describe('database', () => {
     }
   });
 
+  test('no clock but the database’s decides anything', () => {
+    // what is measured is measured on the monotonic clock; a Date is only made of what the database said
+    const clock = /\bDate\.now\(|\bnew Date\(\)|\bDate\(\)/;
+    const found = filesOf('{apps,db}/**/*.ts').filter((file) => clock.test(textOf(file)));
+    expect(found).toEqual([]);
+  });
+
   test('each verb has a test of its own', () => {
     // What verbs are made of, and not verbs themselves.
     const others = ['db/schema.ts', 'db/client.ts', 'db/errors.ts', 'db/lease.ts'];

@@ -169,6 +169,8 @@ async function addSecurityHeaders(app: FastifyInstance, config: ApiConfig): Prom
       'x-request-id',
     ],
     maxAge: 600,
+    // what is no preflight is answered like one, and not with a text of the plugin's own
+    strictPreflight: false,
   });
 }
 

@@ -56,9 +56,11 @@ export class LookupCache<Value> {
     this.#underWay.delete(name);
   }
 
-  /** Drops all answers. */
+  /** Drops all answers; what was found lately stays known as such. */
   clear(): void {
-    this.#found.clear();
+    for (const [name, { value }] of this.#found) {
+      this.#found.set(name, { value, keptUntil: -Infinity });
+    }
     this.#missing.clear();
     this.#underWay.clear();
   }

@@ -18,6 +18,7 @@ export async function addOpenApi(app: FastifyInstance): Promise<void> {
       info: {
         title: 'Event Broker',
         version,
+        license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
         description: `Events in by POST, out by receive and ack.\n\n${problemTable()}`,
       },
       components: {
@@ -40,7 +41,16 @@ export function openApiRoutes(app: FastifyInstance): void {
     '/api/openapi.json',
     {
       config: { scope: 'none' },
-      schema: { tags: ['operation'], summary: 'This document' },
+      schema: {
+        tags: ['operation'],
+        summary: 'This document',
+        response: {
+          200: {
+            description: 'OpenAPI 3.1',
+            content: { 'application/json': { schema: { type: 'object' } } },
+          },
+        },
+      },
     },
     async (_request, reply) => {
       text ??= JSON.stringify(app.swagger());
@@ -121,9 +131,13 @@ function documentProblems(route: RouteOptions): void {
   ]);
   const response: Record<string, unknown> = { ...(route.schema.response as object | undefined) };
   for (const [status, of] of byStatus(codes)) {
+    const own = response[status] as { description?: string; content?: object } | undefined;
+    const problems = of.map((code) => `\`${code}\`: ${problemKind(code).title}`);
     response[status] = {
-      description: of.map((code) => `\`${code}\`: ${problemKind(code).title}`).join('; '),
-      content: { [problemMediaType]: { schema: { $ref: 'Problem#' } } },
+      description: [...(own?.description === undefined ? [] : [own.description]), ...problems].join(
+        '; ',
+      ),
+      content: { ...own?.content, [problemMediaType]: { schema: { $ref: 'Problem#' } } },
     };
   }
   route.schema = {

@@ -31,6 +31,7 @@ export function addRequestHooks(app: FastifyInstance, options: RequestHookOption
     reply.header('x-request-id', request.id).header('cache-control', 'no-store');
     const isOpen = request.is404 || request.routeOptions.config.scope === 'none';
     if (!isOpen && !options.isStarted()) throw new Problem('starting');
+    if (!isOpen) refuseEncoding(request);
   });
 
   app.addHook('onSend', async (_request, reply) => {
@@ -45,6 +46,16 @@ export function addRequestHooks(app: FastifyInstance, options: RequestHookOption
     const durationMs = reply.elapsedTime;
     metrics.recordHttpRequest({ method, route, status, durationSeconds: durationMs / 1000 });
     logger[levelOf(request, reply)](accessLine(request, reply), 'request');
+  });
+}
+
+/** A body that is compressed would be read as it is, and seem to be bad JSON. RFC 9110 section 8.4. */
+function refuseEncoding({ headers }: FastifyRequest): void {
+  const encoding = headers['content-encoding'];
+  if (encoding === undefined || encoding.toLowerCase() === 'identity') return;
+  const detail = 'The body must come as it is, without a Content-Encoding.';
+  throw new Problem('unsupported_media_type', detail, {
+    headers: { 'accept-encoding': 'identity' },
   });
 }
 

@@ -14,6 +14,7 @@ import { version } from '#runtime/version.ts';
 import { type Admission, createAdmission } from './publish/admission.ts';
 import { buildApp } from './app.ts';
 import { seedConfiguredKey } from './auth.ts';
+import { Connections } from './connections.ts';
 import type { AppDependencies } from './dependencies.ts';
 import { Directory } from './directory.ts';
 import { createPublisher } from './publish/publisher.ts';
@@ -161,19 +162,12 @@ function openWakeups(
 
 /** Listening ends first; long polls are answered; what was taken in is finished; then connections are cut. */
 function registerDrain(app: FastifyInstance, deps: AppDependencies, { lifecycle }: ApiKit): void {
-  let closed: Promise<void> | undefined;
-  lifecycle.onShutdown('intake', 'http', () => {
-    closed = app.close();
-    // who waits for it comes in a later phase
-    closed.catch(() => undefined);
-  });
+  const connections = new Connections(app.server);
+  lifecycle.onShutdown('intake', 'http', (deadline) => connections.sayFarewell(deadline));
   lifecycle.onShutdown('intake', 'receive', async () => deps.receiver.drain());
   lifecycle.onShutdown('drain', 'requests', async (deadline) => {
-    const cut = (): void => app.server.closeAllConnections();
-    deadline.addEventListener('abort', cut, { once: true });
-    if (deadline.aborted) cut();
-    await closed;
-    deadline.removeEventListener('abort', cut);
+    await connections.drain(deadline);
+    await app.close();
   });
   lifecycle.onShutdown('drain', 'publishes', async (deadline) => deps.publisher.drain(deadline));
   lifecycle.onShutdown('flush', 'settles', async (deadline) => deps.settler.drain(deadline));

@@ -11,6 +11,8 @@ const interrupted = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.on(signal, () => interrupted.abort());
 }
+// as with `| head`
+process.stdout.on('error', () => interrupted.abort());
 
 function say(line: string): void {
   process.stdout.write(`${line}\n`);

@@ -15,7 +15,7 @@ function startBar(label: string): Progress {
     { format: `${label.padEnd(10)} {bar} {value}/{total}`, hideCursor: true, etaBuffer: 1 },
     Presets.shades_classic,
   );
-  bar.start(0, 0);
+  bar.start(1, 0);
   return {
     update(done, total) {
       bar.setTotal(total);

@@ -28,6 +28,10 @@ export function createMetrics(options: { readonly service: string }) {
   const registry = new Registry();
   registry.setDefaultLabels({ service: options.service });
   collectDefaultMetrics({ register: registry });
+  // sums of gauges that are there too, under names that are for counters
+  for (const kind of ['handles', 'requests', 'resources']) {
+    registry.removeSingleMetric(`nodejs_active_${kind}_total`);
+  }
   const buildInfo = new Gauge({
     name: 'broker_build_info',
     help: 'Always 1; the version is the label',

@@ -62,6 +62,7 @@ begin
     v_mark := coalesce(p_marks[i], '-infinity');
     v_event_room := p_event_rooms[i];
     v_byte_room := p_byte_rooms[i];
+    continue when coalesce(v_event_room, 0) < 1;
     v_publish_ids := '{}';
     v_entry_ids := '{}';
     v_more := false;

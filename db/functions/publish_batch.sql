@@ -8,7 +8,8 @@
 --    a row that another transaction has just committed), sorted, request keys before event keys: no deadlock.
 --    `publish_id` and `created_at` are of a clock read before those locks; what becomes due is read after them.
 --  * An entry is cut after 100 events, or after the event that passes 768 KiB, so that it stays within 1 MiB.
---    Subscriptions with the same filter share the cut.
+--    Subscriptions with the same filter share the cut, and all filters the attributes of an event. Both are `materialized`,
+--    because the planner would do them again for each subscription and for each filter.
 --
 -- Returns one row: status ('published' or 'topic_not_found'), per event an id and, where keys were given or an event was
 -- refused, an outcome: published | duplicate | conflict | request_duplicate | request_conflict | too_far; and the
@@ -51,6 +52,10 @@ declare
   v_kept boolean[];
   v_entries broker.new_entry[];
 begin
+  if v_count > 1000 then
+    raise exception 'more than 1000 events in one call' using errcode = 'invalid_parameter_value',
+      detail = 'Ordinals past 1023 would run into the ids of the next publish.';
+  end if;
   select t.retention_seconds, t.retention_class, t.deduplication_seconds * interval '1 second' as deduplication
     into v_topic from broker.topic t where t.id = p_topic_id and t.state = 'active';
   if not found then
@@ -61,15 +66,16 @@ begin
   v_ids := array(select (v_publish_id << 10) + i - 1 from generate_series(1, v_count) i);
 
   if p_available_ats is not null then
-    select array_agg(case when bool_or_far.far then 'too_far' end order by u.ordinality) into v_outcomes
-      from unnest(p_requests) with ordinality u(request, ordinality)
-      cross join lateral (
-        select bool_or(coalesce(a.available_at > v_now + interval '30 days', false)) as far
-          from unnest(p_requests, p_available_ats) a(request, available_at) where a.request = u.request
-      ) bool_or_far;
+    select array_agg(case when w.far then 'too_far' end order by w.ordinality) into v_outcomes
+      from (
+        select u.ordinality,
+            bool_or(coalesce(u.available_at > v_now + interval '30 days', false)) over (partition by u.request) as far
+          from unnest(p_requests, p_available_ats) with ordinality u(request, available_at, ordinality)
+      ) w;
   end if;
 
-  if p_request_keys is not null or p_event_keys is not null then
+  -- a window of 0 remembers nothing, also not inside this call
+  if (p_request_keys is not null or p_event_keys is not null) and v_topic.deduplication > interval '0' then
     select r.ids, r.outcomes into v_ids, v_outcomes
       from broker.claim_idempotency_keys(p_topic_id, v_publish_id, v_now, v_topic.deduplication, v_ids, v_outcomes,
         p_requests, p_event_keys, p_event_fingerprints, p_request_keys, p_request_fingerprints) r;
@@ -102,38 +108,44 @@ begin
     cross join lateral (select broker.event_delay(v_now, e.delay_ms, e.available_at) as delay) due
    where e.type is not null and e.kept is not false;
 
+  with subject as materialized (
+    select (u.ordinality - 1)::smallint as ordinal, u.type, u.bytes, v_now + d.delay as available_at,
+        broker.event_class(d.delay, v_topic.retention_seconds, v_topic.retention_class) as retention_class,
+        -- asked here and not before, so that a filter that is being changed is seen as it was or as it will be
+        case when exists (
+          select from broker.subscription s
+           where s.topic_id = p_topic_id and s.state <> 'deleted' and s.filter_attributes is not null
+        ) then broker.event_attributes(u.type, u.ce_id, u.source, u.subject, u."time",
+          u.datacontenttype, u.dataschema, u.ordering_key, u.extensions) end as attributes
+      from unnest(p_types, p_bytes, p_delays_ms, p_available_ats, v_kept, p_ce_ids, p_sources, p_subjects,
+          p_times, p_datacontenttypes, p_dataschemas, p_ordering_keys, p_extensions)
+        with ordinality u(type, bytes, delay_ms, available_at, kept, ce_id, source, subject,
+          "time", datacontenttype, dataschema, ordering_key, extensions, ordinality)
+      cross join lateral (select broker.event_delay(v_now, u.delay_ms, u.available_at) as delay) d
+     where u.type is not null and u.kept is not false
+  ), cut as materialized (
+    select f.subscription_ids, c.*
+      from (
+        select s.filter_type, s.filter_attributes, array_agg(s.id) as subscription_ids
+          from broker.subscription s where s.topic_id = p_topic_id and s.state <> 'deleted'
+         group by s.filter_type, s.filter_attributes
+      ) f
+      cross join lateral (
+        select m.retention_class, m.available_at, array_agg(m.ordinal order by m.ordinal) as ordinals, sum(m.bytes)::int as bytes
+          from (
+            select e.ordinal, e.bytes, e.retention_class, e.available_at,
+                (row_number() over due - 1) / 100 as by_count,
+                (sum(e.bytes) over due - e.bytes) / 786432 as by_bytes
+              from subject e
+             where (f.filter_type is null or e.type = f.filter_type)
+               and case when f.filter_attributes is null then true else e.attributes @> f.filter_attributes end
+            window due as (partition by e.retention_class, e.available_at order by e.ordinal)
+          ) m
+         group by m.retention_class, m.available_at, m.by_count, m.by_bytes
+      ) c
+  )
   select array_agg(row(s.id, c.retention_class, c.available_at, c.ordinals, c.bytes)::broker.new_entry) into v_entries
-    from (
-      select distinct s.filter_type, s.filter_attributes
-        from broker.subscription s where s.topic_id = p_topic_id and s.state <> 'deleted'
-    ) f
-    cross join lateral (
-      select m.retention_class, m.available_at, array_agg(m.ordinal order by m.ordinal) as ordinals, sum(m.bytes)::int as bytes
-        from (
-          select e.ordinal, e.bytes, e.retention_class, e.available_at,
-              (row_number() over due - 1) / 100 as by_count,
-              (sum(e.bytes) over due - e.bytes) / 786432 as by_bytes
-            from (
-              select (u.ordinality - 1)::smallint as ordinal, u.bytes, v_now + d.delay as available_at,
-                  broker.event_class(d.delay, v_topic.retention_seconds, v_topic.retention_class) as retention_class
-                from unnest(p_types, p_bytes, p_delays_ms, p_available_ats, v_kept, p_ce_ids, p_sources, p_subjects,
-                    p_times, p_datacontenttypes, p_dataschemas, p_ordering_keys, p_extensions)
-                  with ordinality u(type, bytes, delay_ms, available_at, kept, ce_id, source, subject,
-                    "time", datacontenttype, dataschema, ordering_key, extensions, ordinality)
-                cross join lateral (select broker.event_delay(v_now, u.delay_ms, u.available_at) as delay) d
-               where u.type is not null and u.kept is not false
-                 and (f.filter_type is null or u.type = f.filter_type)
-                 and case when f.filter_attributes is null then true
-                     else broker.event_attributes(u.type, u.ce_id, u.source, u.subject, u."time", u.datacontenttype,
-                       u.dataschema, u.ordering_key, u.extensions) @> f.filter_attributes end
-            ) e
-          window due as (partition by e.retention_class, e.available_at order by e.ordinal)
-        ) m
-       group by m.retention_class, m.available_at, m.by_count, m.by_bytes
-    ) c
-    join broker.subscription s on s.topic_id = p_topic_id and s.state <> 'deleted'
-      and s.filter_type is not distinct from f.filter_type
-      and s.filter_attributes is not distinct from f.filter_attributes;
+    from cut c cross join lateral unnest(c.subscription_ids) s(id);
 
   if v_entries is not null then
     insert into broker.queue (topic_id, publish_id, subscription_id, ordinals, event_count, bytes, available_at, retention_class)

@@ -1,7 +1,9 @@
--- What a deletion left behind, and what has had its time: a chunk a call.
+-- What a deletion left behind, and what has had its time: a chunk a call, however many subscriptions or topics have some, so
+-- that no call runs into the statement timeout again and again.
 
 -- Rows of subscriptions that were deleted. A subscription counts as purged when nothing was found of it 10 s after its
--- deletion at the earliest: a publish that began before may commit so late.
+-- deletion at the earliest: a publish that began before may commit so late. Any 100 of them a call, so that those whose
+-- leases last hold up no other.
 create or replace function broker.purge_deleted(p_term bigint, p_limit int) returns int
 language plpgsql
 set lock_timeout = '500ms'
@@ -18,8 +20,9 @@ begin
   v_now := clock_timestamp();
   for v_subscription in
     select s.id, s.topic_id, s.deleted_at from broker.subscription s
-     where s.state = 'deleted' and s.purged_at is null order by s.id limit 100
+     where s.state = 'deleted' and s.purged_at is null order by random() limit 100
   loop
+    exit when v_purged >= p_limit;
     -- leased rows come back through reap, which deletes them
     select array_agg(q.publish_id) as publish_ids, array_agg(q.id) as entry_ids into v_keys
       from (
@@ -64,6 +67,7 @@ begin
   perform broker.assert_term(p_term);
   v_now := clock_timestamp();
   for v_topic_id in select t.id from broker.topic t loop
+    exit when v_purged >= p_limit;
     v_keys := array(
       select k.key from broker.idempotency_key k
        where k.topic_id = v_topic_id and k.expires_at <= v_now

@@ -49,14 +49,18 @@ begin
 
     insert into broker.queue (topic_id, publish_id, subscription_id, ordinals, event_count, bytes, available_at, retention_class)
     select p_topic_id, v_publish_id, v_job.subscription_id, array_agg(x.ordinal order by x.ordinal), count(*)::int,
-        greatest(1, sum(x.bytes))::int, v_now, v_topic.retention_class
+        sum(x.bytes)::int, v_now, v_topic.retention_class
       from (
         select y.ordinal, y.bytes, (sum(y.bytes) over (order by y.ordinal) - y.bytes) / 786432 as by_bytes
           from (
-            select (u.ordinality - 1)::smallint as ordinal, octet_length(coalesce(d.data::text, '')) + 100 as bytes
+            select (u.ordinality - 1)::smallint as ordinal, d.bytes
               from unnest(v_letters) with ordinality u(id, ordinality)
               cross join lateral (
-                select l.data from broker.dead_letter l
+                -- what a publish counts is the whole text of the event
+                select 100 + octet_length(concat(l.type, l.ce_id, l.source, l.subject, l."time", l.datacontenttype, l.dataschema,
+                    l.ordering_key, l.traceparent, l.tracestate, l.extensions, l.data))
+                    + coalesce(octet_length(l.data_binary), 0) as bytes
+                  from broker.dead_letter l
                  where l.topic_id = p_topic_id and l.subscription_id = v_job.subscription_id and l.id = u.id
                 offset 0
               ) d

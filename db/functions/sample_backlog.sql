@@ -12,7 +12,8 @@ begin
     return false;
   end if;
   select s.sampled_at, s.duration_ms into v_last from broker.backlog_sampling s;
-  if v_began < v_last.sampled_at + greatest(500, v_last.duration_ms * 10) * interval '1 millisecond' then
+  -- one that lies ahead was taken before the clock was set back
+  if v_began >= v_last.sampled_at and v_began < v_last.sampled_at + greatest(500, v_last.duration_ms * 10) * interval '1 millisecond' then
     return false;
   end if;
 
@@ -34,7 +35,7 @@ begin
   on conflict (topic_id, subscription_id) do update
     set waiting_events = excluded.waiting_events, leased_events = excluded.leased_events,
         dead_letters = excluded.dead_letters, oldest_waiting_at = excluded.oldest_waiting_at, sampled_at = excluded.sampled_at;
-  delete from broker.backlog_sample b where b.sampled_at < v_began;
+  delete from broker.backlog_sample b where b.sampled_at <> v_began;
 
   update broker.backlog_sampling s
      set sampled_at = v_began, duration_ms = (extract(epoch from clock_timestamp() - v_began) * 1000)::int;

@@ -2,11 +2,21 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { problemCodes, problemKind } from '../../apps/api/problem-codes.ts';
 import { type OwnTestApp, startOwnApp } from '../support/app.ts';
 
+interface Schema {
+  readonly items?: { readonly properties: object };
+}
+
 interface Operation {
   readonly summary?: string;
   readonly tags?: string[];
   readonly security?: unknown[];
-  readonly responses: Record<string, { description: string; content?: Record<string, unknown> }>;
+  readonly responses: Record<
+    string,
+    {
+      description: string;
+      content?: Record<string, { schema: { properties?: Record<string, Schema> } }>;
+    }
+  >;
 }
 
 let api: OwnTestApp;
@@ -98,4 +108,34 @@ test('every reference leads somewhere', () => {
   )) {
     expect(names).toContain(name);
   }
+});
+
+test('regression: what an endpoint answers when all is well is not in the document', async () => {
+  for (const [name, { responses }] of operations()) {
+    expect([name, Object.keys(responses)]).toEqual([
+      name,
+      expect.arrayContaining([expect.stringMatching(/^2/)]),
+    ]);
+  }
+  const health = document.paths['/api/health']?.['get']?.responses;
+  expect(Object.keys(health?.['503']?.content ?? {})).toEqual([
+    'application/json',
+    'application/problem+json',
+  ]);
+  const answer = await api.call('GET /api/health', undefined, { key: null });
+  const members = health?.['200']?.content?.['application/json']?.schema.properties ?? {};
+  expect(Object.keys(answer.json)).toEqual(Object.keys(members));
+});
+
+test('regression: published_at of a received message is not in the document', async () => {
+  await api.call('PUT /api/v1/topics/t', {});
+  await api.call('PUT /api/v1/subscriptions/s', { topic: 't', type: 'pull' });
+  await api.call('POST /api/v1/topics/t/events', { type: 'a' });
+  const answer = await api.call('POST /api/v1/subscriptions/s/receive', {});
+  const { responses } =
+    document.paths['/api/v1/subscriptions/{subscription}/receive']?.['post'] ?? {};
+  const { messages } = responses?.['200']?.content?.['application/json']?.schema.properties ?? {};
+  expect(Object.keys(messages?.items?.properties ?? {})).toEqual(
+    expect.arrayContaining(Object.keys(answer.json.messages[0])),
+  );
 });

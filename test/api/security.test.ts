@@ -1,4 +1,5 @@
 import { connect } from 'node:net';
+import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type OwnTestApp, startApp, startOwnApp } from '../support/app.ts';
 
@@ -119,6 +120,19 @@ describe('limits', () => {
     expect((await from('192.0.2.2', 'wrong')).status).toBe(401);
   });
 
+  test('regression: wrong keys of one address shut out good ones there once any key is changed', async () => {
+    await using limited = await startApp(api.url, {
+      app: { authFailures: { max: 1, windowMs: 60_000 } },
+    });
+    const ask = async (key: string) =>
+      (await limited.call('GET /api/v1/topics', undefined, { key })).status;
+    expect(await ask(limited.adminKey)).toBe(200);
+    expect(await ask('wrong')).toBe(401);
+    expect(await ask('wrong-again')).toBe(429);
+    await limited.makeKey(['publish']);
+    expect(await ask(limited.adminKey)).toBe(200);
+  });
+
   test('requests are limited by key, with a problem and headers; health is not', async () => {
     await using limited = await startApp(api.url, {
       env: { ENABLE_RATE_LIMIT: 'true', RATE_LIMIT_MAX: '3', RATE_LIMIT_WINDOW_MS: '60000' },
@@ -176,6 +190,25 @@ function raw(...parts: string[]): Promise<string> {
 }
 
 describe('bad HTTP', () => {
+  test('regression: a compressed body is called bad JSON instead of an encoding that is not supported', async () => {
+    const body = gzipSync('{"type": "a"}');
+    const headers = { 'content-encoding': 'gzip' };
+    expect(await api.call('POST /api/v1/topics/orders/events', body, { headers })).toMatchObject({
+      status: 415,
+      headers: { 'accept-encoding': 'identity' },
+      json: { code: 'unsupported_media_type' },
+    });
+    const identity = { headers: { 'content-encoding': 'identity' } };
+    const plain = await api.call('POST /api/v1/topics/orders/events', { type: 'a' }, identity);
+    expect(plain.status).toBe(202);
+  });
+
+  test('regression: OPTIONS without the headers of a preflight is answered with a text of no known kind', async () => {
+    await using open = await startApp(api.url, { env: { ALLOWED_ORIGINS: 'https://a.example' } });
+    const answer = await open.call('OPTIONS /api/v1/topics/orders', undefined, { key: null });
+    expect(answer).toMatchObject({ status: 204, text: '' });
+  });
+
   test('a body that does not come in time is 408', async () => {
     const answer = await raw(
       'PUT /api/v1/topics/slow HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n',

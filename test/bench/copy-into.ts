@@ -45,7 +45,8 @@ class CopyFrom {
 
 /** A table with the columns and the primary key of `broker.event`, and nothing else. */
 export const copyTable = `drop schema if exists bench cascade; create schema bench;
-  create table bench.event (like broker.event including defaults including constraints including indexes)`;
+  create table bench.event (like broker.event including defaults including constraints including indexes)
+  with (autovacuum_enabled = false)`;
 
 const statement =
   'copy bench.event (id, published_at, expires_at, topic_id, retention_class, type, source, data) from stdin';

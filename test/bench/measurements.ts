@@ -42,11 +42,12 @@ export const measurements: readonly Measurement[] = [
       return takeSample(lab, seconds, steps);
     },
   },
-  inProcessPublish(100),
-  inProcessPublish(500),
+  // first, while there is little for autovacuum to do: its WAL is counted too
   httpPublish(1, 1),
   httpPublish(64, 1),
   httpPublish(4, 500),
+  inProcessPublish(100),
+  inProcessPublish(500),
   httpConsume(1, 60_000),
   httpConsume(4, 90_000),
   inProcessConsume(100, 120_000),

@@ -25,16 +25,20 @@ export interface Machine {
   readonly memoryGib: number;
   readonly node: string;
   readonly server: string;
+  /** Processes that wanted to run in the minute before: what else the machine did. */
+  readonly loadBefore: number;
   readonly date: string;
 }
 
-export function describeMachine(server: string): Machine {
+/** `loadBefore`: the load average when the run began. */
+export function describeMachine(server: string, loadBefore: number): Machine {
   return {
     cores: availableParallelism(),
     cpu: cpus()[0]?.model.trim() ?? 'unknown',
     memoryGib: Math.round(totalmem() / 2 ** 30),
     node: process.version,
     server,
+    loadBefore,
     date: new Date().toISOString(),
   };
 }
@@ -76,7 +80,7 @@ const columns = [
 
 /** The results for people: one line each. */
 export function tableOf(machine: Machine, results: readonly Result[]): string {
-  const { cores, cpu, memoryGib, node, server, date } = machine;
+  const { cores, cpu, memoryGib, node, server, loadBefore, date } = machine;
   const head = ['', 'conn.', 'batch', ...columns];
   const lines = [head, ...results.map(lineOf)];
   const widths = head.map((_, column) =>
@@ -89,7 +93,7 @@ export function tableOf(machine: Machine, results: readonly Result[]): string {
       )
       .join('  '),
   );
-  const title = `${cores} cores (${cpu}), ${memoryGib} GiB, ${server}, Node ${node}, ${date}`;
+  const title = `${cores} cores (${cpu}), ${memoryGib} GiB, ${server}, Node ${node}, load before ${loadBefore.toFixed(1)}, ${date}`;
   return [title, '', ...text].join('\n');
 }
 

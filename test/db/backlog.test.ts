@@ -54,3 +54,22 @@ test('of many callers one samples', async () => {
   expect(sampled.filter(Boolean)).toHaveLength(1);
   expect(await sampleBacklog(database.db)).toBe(false);
 });
+
+test('regression: after the clock was set back nobody sampled until it had caught up, and the old sample counted as fresh', async () => {
+  const { db } = database;
+  await sql`update broker.backlog_sampling set sampled_at = clock_timestamp() + interval '1 hour'`.execute(
+    db,
+  );
+  await sql`update broker.backlog_sample set sampled_at = clock_timestamp() + interval '1 hour'`.execute(
+    db,
+  );
+  expect((await readBacklog(db)).isStale).toBe(true);
+  expect(await sampleBacklog(db)).toBe(true);
+  expect((await readBacklog(db)).isStale).toBe(false);
+  const ahead = await db
+    .selectFrom('backlog_sample')
+    .select('subscription_id')
+    .where('sampled_at', '>', sql<string>`clock_timestamp()`)
+    .execute();
+  expect(ahead).toEqual([]);
+});

@@ -156,3 +156,16 @@ test('the rest of a split keeps its due time, attempt, generation and isolation'
   ]);
   expect(rows[0]?.available_at).toBe(rows[1]?.available_at);
 });
+
+test('regression: a claim without room failed, and took those of other subscriptions with it', async () => {
+  const { db } = database;
+  const topic = await aTopic(db);
+  const [full, free] = [await aSubscription(db, topic), await aSubscription(db, topic)];
+  await publishMany(db, topic, 3);
+  const rooms = [
+    { subscription_id: full, events: 0, bytes: 1000 },
+    { subscription_id: free, events: 10, bytes: 1000 },
+  ];
+  const events = await claim(db, topic, rooms, { leaseMs: 1000 });
+  expect(events.map((event) => event.subscription_id)).toEqual([free, free, free]);
+});

@@ -8,9 +8,11 @@ import {
   ensurePartitions,
   expiredPartitions,
   expireEntries,
+  type ExpiredPartition,
 } from '#db/partitions.ts';
 import { aSubscription, aTerm, aTopic, publishMany } from '#test/support/factory.ts';
 import { aPastPartition, publishInto } from '#test/support/past-partition.ts';
+import { schedule } from '#test/support/schedule.ts';
 import {
   claimSome,
   deadLetters,
@@ -169,4 +171,67 @@ describe('a partition whose time is over', () => {
     expect(await findExpired(past.event_partition)).toMatchObject({ attached: false });
     expect(await dropPartition(db, term, partition)).toBe(true);
   });
+
+  test('regression: what a nack put back while it was detached was counted as dead, and no dead letter was written', async () => {
+    const topicId = await aTopic(db, { retention_seconds: 3600, retention_class: 1 });
+    const keeping = await aSubscription(db, topicId, { on_expiry: 'dead_letter' });
+    const past = await aPastPartition(db, 500);
+    await publishInto(db, past, { topicId, subscriptionIds: [keeping], events: 3 });
+    const partition = (await findExpired(past.event_partition))!;
+    await detachPartition(db, partition);
+    expect(await dropPartition(db, term, partition)).toBe(false);
+    expect(await expireEntries(db, term, partition, 100)).toMatchObject([{ dropped: 0, dead: 3 }]);
+    expect(await dropPartition(db, term, partition)).toBe(true);
+    expect((await deadLetters(db, keeping)).map((letter) => letter.data)).toContain(
+      '{"number" : 2}',
+    );
+  });
+
+  test('regression: with a settle under way the expiry said that nothing was left, although it was put back', async () => {
+    const topicId = await aTopic(db, { retention_seconds: 3600, retention_class: 1 });
+    const keeping = await aSubscription(db, topicId, { on_expiry: 'dead_letter' });
+    const past = await aPastPartition(db, 600);
+    await publishInto(db, past, { topicId, subscriptionIds: [keeping], events: 3 });
+    const partition = (await findExpired(past.event_partition))!;
+    const events = await claimSome(db, topicId, keeping, 3);
+    const { second, waited } = await schedule(
+      database,
+      (trx) => settleAll(trx, topicId, events, { outcome: 'nacked', delayMs: 0 }),
+      (other) => expireEntries(other, term, partition, 100),
+    );
+    expect(waited).toBe(true);
+    expect(second).toMatchObject([{ dropped: 0, dead: 3 }]);
+    expect(await deadLetters(db, keeping)).toHaveLength(3);
+  });
+
+  test('regression: one call expired a chunk of every topic, and with many of them never came to an end', async () => {
+    const past = await aPastPartition(db, 700);
+    for (let i = 0; i < 3; i++) {
+      const topicId = await aTopic(db, { retention_seconds: 3600, retention_class: 1 });
+      const subscriptionIds = [await aSubscription(db, topicId), await aSubscription(db, topicId)];
+      await publishInto(db, past, { topicId, subscriptionIds, events: 1 });
+    }
+    const partition = (await findExpired(past.event_partition))!;
+    const dropped: number[] = [];
+    for (;;) {
+      const chunk = await expireEntries(db, term, partition, 3);
+      if (chunk.length === 0) break;
+      dropped.push(chunk.reduce((sum, each) => sum + each.dropped, 0));
+    }
+    expect(dropped).toEqual([2, 2, 2]);
+  });
+});
+
+test('regression: a partition that was detached while the clock was ahead stood in the way of publishes when it was set back', async () => {
+  const topicId = await aTopic(db);
+  const { rows } = await sql<ExpiredPartition>`
+    select * from broker.partition where retention_class = 168
+       and starts_at <= clock_timestamp() and ends_at > clock_timestamp()`.execute(db);
+  await publishMany(db, topicId, 1);
+  await detachPartition(db, rows[0]!);
+  await publishMany(db, topicId, 1);
+  const { rows: events } = await sql`select from broker.event where topic_id = ${topicId}`.execute(
+    db,
+  );
+  expect(events).toHaveLength(2);
 });

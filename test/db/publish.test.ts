@@ -289,3 +289,64 @@ test('64 publishes of one key at once, over 8 connections, store one event', asy
   expect(await storedEvents(topic)).toBe(1);
   await Promise.all(replicas.map((replica) => replica.close()));
 });
+
+test('regression: a key whose first request was refused was not kept for the next request of the same batch', async () => {
+  const topic = await aTopic(database.db);
+  const far = anEvent({ available_at: '2200-01-01T00:00:00Z' });
+  const result = await publish(
+    topic,
+    request({ key: '1', fingerprint: 'far' }, far),
+    request({ key: '1' }),
+    request({ key: '1' }),
+  );
+  const outcomes = result.results.map((each) => each[0]?.outcome);
+  expect(outcomes).toEqual(['too_far', 'published', 'duplicate']);
+  const later = await publish(topic, request({ key: '1' }));
+  expect(later.results[0]).toEqual([{ id: result.results[1]?.[0]?.id, outcome: 'duplicate' }]);
+  expect(await storedEvents(topic)).toBe(1);
+});
+
+test('regression: a batch whose delays need two partitions that are missing failed', async () => {
+  const { db } = database;
+  const topic = await aTopic(db, { retention_seconds: 3600, retention_class: 1 });
+  const subscription = await aSubscription(db, topic);
+  const days = 86_400_000;
+  await publish(topic, {
+    events: [anEvent(), anEvent({ delay_ms: 20 * days }), anEvent({ delay_ms: 30 * days })],
+  });
+  expect(await storedEvents(topic)).toBe(3);
+  expect(await queueRows(db, subscription)).toHaveLength(3);
+});
+
+test('regression: more events in one call than an id has ordinals for were stored, and those past 1,024 never handed out', async () => {
+  const { db } = database;
+  const topic = await aTopic(db);
+  const events = Array.from({ length: 1025 }, () => anEvent());
+  await expect(publishBatch(db, topic, [{ events }])).rejects.toThrow('more than 1000 events');
+  expect(await storedEvents(topic)).toBe(0);
+});
+
+test('regression: with a deduplication of 0 s, what was put into one batch was a duplicate and what came later was not', async () => {
+  const topic = await aTopic(database.db, { deduplication_seconds: 0 });
+  const result = await publish(
+    topic,
+    request({ key: '1' }, event({ key: 'a' })),
+    request({ key: '1' }, event({ key: 'a' })),
+  );
+  expect(result.results.flat().map((each) => each.outcome)).toEqual(['published', 'published']);
+  expect(await storedEvents(topic)).toBe(2);
+});
+
+test('regression: 1,000 events for 300 filters, and for 700 subscriptions without one, ran into the statement timeout', async () => {
+  const { db } = database;
+  const topic = await aTopic(db);
+  const filters = Array.from({ length: 300 }, (_, i) => ({ exact: { source: `/${i}` } }));
+  const filtered = await Promise.all(filters.map((filter) => aSubscription(db, topic, { filter })));
+  const all = await Promise.all(Array.from({ length: 700 }, () => aSubscription(db, topic)));
+  const events = Array.from({ length: 1000 }, (_, i) => anEvent({ source: `/${i % 300}` }));
+  const { woken } = await publish(topic, { events });
+  expect(woken).toHaveLength(1000);
+  const taken = await queueRows(db, filtered[7] ?? 0);
+  expect(taken.map((row) => row.ordinals)).toEqual([[7, 307, 607, 907]]);
+  expect(await queueRows(db, all[7] ?? 0)).toHaveLength(10);
+});

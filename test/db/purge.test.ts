@@ -69,7 +69,7 @@ test('what a deleted subscription left goes in chunks, leased events with their 
   expect(await queueRows(db, kept)).toHaveLength(10);
 });
 
-test('idempotency keys go when their time is over, a chunk per topic a call', async () => {
+test('idempotency keys go when their time is over, a chunk a call', async () => {
   const topicId = await aTopic(db);
   const keyed = Array.from({ length: 20 }, (_, index) =>
     anEvent({ key: Buffer.from([index]), fingerprint: Buffer.from('f') }),
@@ -94,4 +94,28 @@ test('nothing is purged for an old term', async () => {
   for (const purge of [purgeDeleted, purgeIdempotencyKeys]) {
     await expect(purge(db, old, 100)).rejects.toSatisfy((error) => faultOf(error) === 'term_over');
   }
+});
+
+test('regression: a call purged a chunk of each subscription and topic, and with many of them never came to an end', async () => {
+  const topics = await Promise.all([1, 2, 3].map(async () => aTopic(db)));
+  for (const topicId of topics) {
+    const gone = await aSubscription(db, topicId);
+    const keyed = Array.from({ length: 20 }, (_, index) =>
+      anEvent({ key: Buffer.from([index]), fingerprint: Buffer.from('f') }),
+    );
+    await publishBatch(db, topicId, [{ events: keyed }]);
+    for (let i = 0; i < 10; i++) await publishMany(db, topicId, 1);
+    await sql`update broker.subscription set state = 'deleted', deleted_at = clock_timestamp() where id = ${gone}`.execute(
+      db,
+    );
+  }
+  await sql`update broker.idempotency_key set expires_at = clock_timestamp()`.execute(db);
+  expect(await purgeIdempotencyKeys(db, term, 10)).toBeLessThan(20);
+  expect(await purgeDeleted(db, term, 5)).toBeLessThan(10);
+  let purged = 0;
+  for (let n = 1; n > 0; purged += n) n = await purgeIdempotencyKeys(db, term, 10);
+  expect(purged).toBeGreaterThanOrEqual(50);
+  while ((await purgeDeleted(db, term, 5)) > 0);
+  const left = await db.selectFrom('queue').select('id').where('topic_id', 'in', topics).execute();
+  expect(left).toEqual([]);
 });

@@ -145,3 +145,19 @@ test('a job that cannot be done is ended with its reason', async () => {
     finished: true,
   });
 });
+
+test('regression: an entry of redriven events counted their data only, and a claim handed out more bytes than it had room for', async () => {
+  const { topicId, subscriptionId } = await withDeadLetters(10, '1');
+  await db
+    .updateTable('dead_letter')
+    .set({
+      extensions: JSON.stringify({ note: 'x'.repeat(100_000) }),
+      subject: 'y'.repeat(100_000),
+    })
+    .where('subscription_id', '=', subscriptionId)
+    .execute();
+  await redriveAll(topicId, await aJob(topicId, subscriptionId));
+  const entries = await queueRows(db, subscriptionId);
+  expect(entries.reduce((sum, entry) => sum + entry.bytes, 0)).toBeGreaterThan(2_000_000);
+  for (const entry of entries) expect(entry.bytes).toBeLessThanOrEqual(1 << 20);
+});

@@ -7,11 +7,15 @@
  * another consumer has the event. At the end the ledger is checked: nothing lost, nothing stored twice under one key, each
  * duplicate explained, no ack of an old lease accepted. PostgreSQL has fsync on: its shared memory, with what of the log is
  * not written yet, is lost in such a crash, the page cache of the system is not.
+ *
+ * The same ledger, over processes that are stopped (SIGSTOP) and go on.
  */
 import { expect, test } from 'vitest';
 
 import { Cluster } from '#test/support/cluster.ts';
 import { CrashPostgres } from '#test/support/crash-postgres.ts';
+import { cloneDatabase } from '#test/support/database.ts';
+import { eventually } from '#test/support/eventually.ts';
 import { describeFindings } from '#test/support/ledger-check.ts';
 import { Scenario } from '#test/support/ledger-scenario.ts';
 
@@ -44,3 +48,26 @@ test(
     expect(findings.duplicates['the lease ran out'] ?? 0).toBeGreaterThan(0);
   },
 );
+
+test('a process that stands still for longer than its leases breaks nothing when it goes on', async () => {
+  await using database = await cloneDatabase();
+  await using cluster = await Cluster.start({ databaseUrl: database.url, apis: 2 });
+  using scenario = await Scenario.open(cluster, { databaseUrl: database.url });
+  const load = scenario.startLoad({ leaseSeconds: 1 });
+
+  for (const api of cluster.apis) {
+    await scenario.acceptMore(500);
+    scenario.ledger.disrupt();
+    api.pause();
+    const pausedAt = performance.now();
+    // What it had claimed, and what was sent to it meanwhile, it acts upon when the leases are somebody else's.
+    await eventually(() => expect(performance.now() - pausedAt).toBeGreaterThan(3000));
+    api.continue();
+  }
+  await scenario.acceptMore(500);
+  await scenario.drain(load);
+
+  const findings = await scenario.findings();
+  console.log(describeFindings(findings));
+  expect(findings.violations.length, describeFindings(findings)).toBe(0);
+});

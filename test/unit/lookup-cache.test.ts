@@ -106,3 +106,16 @@ test('holds so many, and drops what was used the longest time ago; what there is
   await cache.get('b');
   expect(asked).toEqual(['b']);
 });
+
+test('regression: a good API key is refused after a change of another, because it was forgotten that it is one', async () => {
+  const { table, asked, cache } = setUp();
+  table.set('a', 1).set('b', 2);
+  await Promise.all([cache.get('a'), cache.get('b')]);
+  cache.clear();
+  expect(cache.wasFound('a')).toBe(true);
+  table.set('a', 3).delete('b');
+  expect(await cache.get('a')).toBe(3);
+  expect(await cache.get('b')).toBeUndefined();
+  expect(asked).toHaveLength(4);
+  expect(cache.wasFound('b')).toBe(false);
+});

@@ -162,3 +162,12 @@ describe('metrics', () => {
     expect(text).toContain('broker_receive_waiting 12');
   });
 });
+
+test('regression: promtool complains of gauges that are named like counters', async () => {
+  const { registry } = createMetrics({ service: 'api' });
+  const text = await registry.metrics();
+  expect(text).toMatch(/^# TYPE nodejs_active_handles gauge$/m);
+  for (const [, name, type] of text.matchAll(/^# TYPE (\S+_total) (\S+)$/gm)) {
+    expect([name, type]).toEqual([name, 'counter']);
+  }
+});

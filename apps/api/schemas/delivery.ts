@@ -35,6 +35,7 @@ export const Received = Type.Object({
       lease_expires_at: Type.String(),
       delivery_attempt: Type.Integer({ description: '1 the first time.' }),
       event_id: Type.String({ description: "The broker's id; after a redrive the first one." }),
+      published_at: Type.String(),
       event: CloudEvent,
     }),
   ),

@@ -36,3 +36,16 @@ export const Status = Type.Object({
     { description: 'Of all subscriptions, by the last sample of the leader.' },
   ),
 });
+
+/** Readiness, with what was looked at; the names of the checks are for people. */
+export const Health = Type.Object({
+  status: Type.String({ description: 'ready, not_ready or draining' }),
+  service: Type.String(),
+  version: Type.String(),
+  checks: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      status: Type.String({ description: 'ok, failed or timeout' }),
+    }),
+  ),
+});
