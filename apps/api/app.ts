@@ -188,7 +188,7 @@ async function addRateLimit(app: FastifyInstance, config: ApiConfig): Promise<vo
     errorResponseBuilder: (_request, { max, ttl }) =>
       new Problem(
         'rate_limited',
-        `At most ${max} requests in ${config.rateLimitWindowMs} ms are taken from one API key.`,
+        `At most ${max} requests in ${config.rateLimitWindowMs} ms are taken from one API key, or one address without one.`,
         { retryAfterSeconds: ttl / 1000 },
       ),
   });

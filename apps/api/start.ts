@@ -72,6 +72,8 @@ export async function startApi(config: ApiConfig, kit: ApiKit): Promise<RunningA
   registerDrain(app, deps, kit);
   const running = await listen(app, config);
   await prepareDatabase(config, database.db, kit);
+  // Told to stop meanwhile: what would begin now, nobody would end.
+  lifecycle.signal.throwIfAborted();
   admission.begin(createAdmission({ db: database.db, logger }));
   isStarted = true;
   logger.info({ url: running.url }, 'api listens');

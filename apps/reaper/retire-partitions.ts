@@ -29,7 +29,8 @@ export function retirePartitions(term: Term): DutyRun {
 async function retire(term: Term, partition: ExpiredPartition): Promise<void> {
   await expire(term, partition);
   await detachPartition(term.db, partition);
-  // A publish that was under way may have put something there: then the next run drops it.
+  // what was being settled while it was looked at
+  await expire(term, partition);
   await dropPartition(term.db, term.term, partition);
 }
 

@@ -28,11 +28,14 @@ export async function startStandalone(config: StandaloneConfig, kit: ProcessKit)
   // Told to stop meanwhile: what is there by now is stopped already.
   lifecycle.signal.throwIfAborted();
   const { databaseUrl, adminApiKey, dataDir } = provided;
-  await migrate({
+  const migrated = migrate({
     databaseUrl: config.databaseDirectUrl ?? databaseUrl,
     // On a new database each function is a line, and nobody waits for them.
     onProgress: (line) => logger[line.startsWith('migrated') ? 'info' : 'debug'](line),
   });
+  // Told to stop meanwhile: the database is not stopped under what works on it.
+  lifecycle.onShutdown('close', 'migrations', async () => migrated.catch(() => undefined));
+  await migrated;
   lifecycle.signal.throwIfAborted();
   const metrics = createMetrics({ service: 'standalone' });
   const api = await startApi({ ...config, databaseUrl, adminApiKey }, { ...kit, metrics });

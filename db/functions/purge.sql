@@ -1,7 +1,7 @@
 -- What a deletion left behind, and what has had its time: a chunk a call, however many subscriptions or topics have some, so
 -- that no call runs into the statement timeout again and again.
 
--- Rows of subscriptions that were deleted. A subscription counts as purged when nothing was found of it 10 s after its
+-- Rows of subscriptions that were deleted. A subscription counts as purged when nothing was found of it 30 s after its
 -- deletion at the earliest: a publish that began before may commit so late. Any 100 of them a call, so that those whose
 -- leases last hold up no other.
 create or replace function broker.purge_deleted(p_term bigint, p_limit int) returns int
@@ -43,7 +43,7 @@ begin
      where d.topic_id = v_subscription.topic_id and d.subscription_id = v_subscription.id and d.id = any (v_dead);
     v_purged := v_purged + coalesce(cardinality(v_keys.entry_ids), 0) + cardinality(v_dead);
 
-    if v_keys.entry_ids is null and v_dead = '{}' and v_subscription.deleted_at < v_now - interval '10 seconds' and not exists (
+    if v_keys.entry_ids is null and v_dead = '{}' and v_subscription.deleted_at < v_now - interval '30 seconds' and not exists (
       select from broker.queue q
        where q.topic_id = v_subscription.topic_id and q.lease_expires_at is not null and q.subscription_id = v_subscription.id
     ) then

@@ -9,7 +9,9 @@ import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import pg from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { freePort } from '#test/support/cluster.ts';
 import { cloneDatabase } from '#test/support/database.ts';
@@ -177,6 +179,49 @@ describe('npm start', () => {
     const second = await startNode(env);
     second.child.kill('SIGTERM');
     expect(await second.ended).toBe(0);
+  });
+
+  test('regression: told to stop while it migrates ends with an uncaught exception', async () => {
+    const dataDir = join(scratch, 'migrating');
+    const hasty = start([process.execPath, 'apps/standalone/main.ts'], {
+      DATA_DIR: dataDir,
+      PORT: '0',
+    });
+    await eventually(() => expect(hasty.output()).toMatch(/migrated 0001/), {
+      timeoutMs: 60_000,
+      intervalMs: 1,
+    });
+    hasty.child.kill('SIGTERM');
+    expect(await hasty.ended).toBe(0);
+    expect(hasty.output()).not.toMatch(/"level":"(error|fatal)"/);
+    // what it was at is ended before the database is
+    expect(hasty.output()).toMatch(/migrated 0004/);
+    expect(await processesWith(dataDir)).toEqual([]);
+  });
+
+  test('regression: told to stop just before it is ready goes on without its database until it is cut', async () => {
+    await using database = await cloneDatabase();
+    const blocker = new pg.Client({ connectionString: database.url });
+    await blocker.connect();
+    await blocker.query('begin; lock table broker.worker in access exclusive mode');
+    const hasty = start([process.execPath, 'apps/api/main.ts'], {
+      DATABASE_URL: database.url,
+      HOST: '127.0.0.1',
+      PORT: '0',
+    });
+    await eventually(async () => {
+      const { rows } = await blocker.query('select from pg_locks where not granted');
+      expect(rows).toHaveLength(1);
+    });
+    hasty.child.kill('SIGTERM');
+    await eventually(() => expect(hasty.output()).toMatch(/"msg":"stopping"/));
+    const toldAt = performance.now();
+    // the steps that end what has begun are over by now, but for the database's
+    await delay(500);
+    await blocker.end();
+    expect(await hasty.ended).toBe(0);
+    expect(performance.now() - toldAt).toBeLessThan(5000);
+    expect(hasty.output()).not.toContain('loop fails');
   });
 
   test('with DATABASE_URL uses that database and the key that was given, and starts no other', async () => {
