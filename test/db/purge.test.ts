@@ -36,7 +36,7 @@ async function purgedAt(subscriptionId: number): Promise<string | null> {
   return purged_at;
 }
 
-test('what a deleted subscription left goes in chunks, leased events with their lease, and it counts as purged after 10 s', async () => {
+test('what a deleted subscription left goes in chunks, leased events with their lease, and it counts as purged after 30 s', async () => {
   const topicId = await aTopic(db);
   const gone = await aSubscription(db, topicId);
   const kept = await aSubscription(db, topicId);
@@ -61,7 +61,7 @@ test('what a deleted subscription left goes in chunks, leased events with their 
   // a publish that began before the deletion may still commit
   expect(await purgeDeleted(db, term, 50)).toBe(0);
   expect(await purgedAt(gone)).toBeNull();
-  await sql`update broker.subscription set deleted_at = clock_timestamp() - interval '11 seconds' where id = ${gone}`.execute(
+  await sql`update broker.subscription set deleted_at = clock_timestamp() - interval '31 seconds' where id = ${gone}`.execute(
     db,
   );
   expect(await purgeDeleted(db, term, 50)).toBe(0);
