@@ -39,6 +39,9 @@ const faultsBySqlState: Readonly<Record<string, DatabaseFault>> = {
   '23503': 'conflict',
   '40001': 'conflict',
   '40P01': 'conflict',
+  // disk full, out of memory, too many connections
+  '53100': 'unavailable',
+  '53200': 'unavailable',
   '53300': 'unavailable',
   '57P03': 'unavailable',
   '25006': 'unavailable',

@@ -41,6 +41,8 @@ export async function migrate(options: MigrateOptions): Promise<void> {
     application_name: 'broker-migrate',
   });
   pool.on('error', () => undefined);
+  // one that breaks between two statements fails the next of them, not the process
+  pool.on('connect', (client) => client.on('error', () => undefined));
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) });
   try {
     await sql`select pg_advisory_lock(${lockKey})`.execute(db);

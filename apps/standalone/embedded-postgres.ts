@@ -251,9 +251,12 @@ function superviseServer(server: {
     clearTimeout(immediate);
     clearTimeout(kill);
   };
+  // Said, because else PGSSLMODE of the user's shell counts, and this server has no TLS.
+  const urlOf = (role: string, database: string) =>
+    `postgres://${role}:${password}@127.0.0.1:${port}/${database}?sslmode=disable`;
   return {
-    url: `postgres://broker:${password}@127.0.0.1:${port}/broker`,
-    superuserUrl: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
+    url: urlOf('broker', 'broker'),
+    superuserUrl: urlOf('postgres', 'postgres'),
     port,
     pid,
     strategy,

@@ -181,6 +181,17 @@ describe('npm start', () => {
     expect(await second.ended).toBe(0);
   });
 
+  test("regression: PGSSLMODE of the user's shell keeps it from its own database", async () => {
+    const one = await startNode({
+      DATA_DIR: join(scratch, 'tls'),
+      PORT: '0',
+      PGSSLMODE: 'require',
+      PGHOST: '192.0.2.1',
+    });
+    one.child.kill('SIGTERM');
+    expect(await one.ended).toBe(0);
+  });
+
   test('regression: told to stop while it migrates ends with an uncaught exception', async () => {
     const dataDir = join(scratch, 'migrating');
     const hasty = start([process.execPath, 'apps/standalone/main.ts'], {
