@@ -35,14 +35,22 @@ export async function runProcess<Config extends ProcessConfig>(
   const { instance, logLevel: level, shutdownTimeoutMs } = config;
   const logger = createLogger({ service: options.service, instance, level });
   const lifecycle = new Lifecycle({ logger, shutdownTimeoutMs });
+  let reason: string | undefined;
   try {
     // Told to stop while it starts, the process ends even if the start never does.
     await Promise.race([options.start(config, { logger, lifecycle }), lifecycle.finished]);
   } catch (error) {
     // A start that was told to stop may end with an error, which then says nothing new.
-    if (!lifecycle.isStopping) lifecycle.fail(error, 'cannot start');
+    if (!lifecycle.isStopping) {
+      reason = error instanceof Error ? error.message : String(error);
+      lifecycle.fail(error, 'cannot start');
+    }
   }
   await lifecycle.finished;
+  // the log has the whole error; this line is for who typed the command
+  if (reason !== undefined) {
+    process.stderr.write(`\n${options.service} cannot start: ${hideSecretsInText(reason)}\n`);
+  }
 }
 
 function readConfig<Config>(
