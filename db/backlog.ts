@@ -43,4 +43,9 @@ export async function sampleBacklog(db: Database): Promise<boolean> {
   return rows[0]?.sampled ?? false;
 }
 
+/** Counts the dead letters into the sample, for whoever looks at it. */
+export async function countDeadLetters(db: Database): Promise<void> {
+  await sql`select broker.count_dead_letters()`.execute(db);
+}
+
 type Nullable<Row> = { readonly [Key in keyof Row]: Row[Key] | null };

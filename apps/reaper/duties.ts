@@ -1,4 +1,4 @@
-import { sampleBacklog } from '#db/backlog.ts';
+import { countDeadLetters, sampleBacklog } from '#db/backlog.ts';
 import { ensurePartitions } from '#db/partitions.ts';
 import { forgetProcesses } from '#db/processes.ts';
 import { purgeDeleted, purgeIdempotencyKeys } from '#db/purge.ts';
@@ -17,6 +17,7 @@ export const duties = {
   sweep_from_head: { intervalMs: 60_000, begin: sweepFromHead },
   reap: { begin: reapLeases },
   sample_backlog: { intervalMs: 1000, begin: sample },
+  count_dead_letters: { intervalMs: 5000, begin: countDead },
   ensure_partitions: { intervalMs: 60_000, begin: makePartitions },
   retire_partitions: { intervalMs: 60_000, begin: retirePartitions },
   purge_deleted: { intervalMs: 5000, begin: purgeSubscriptions },
@@ -43,6 +44,10 @@ function sample(term: Term): DutyRun {
       })),
     );
   };
+}
+
+function countDead(term: Term): DutyRun {
+  return () => countDeadLetters(term.db);
 }
 
 function makePartitions(term: Term): DutyRun {

@@ -1,8 +1,8 @@
 import { sql } from 'kysely';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { readBacklog, sampleBacklog } from '#db/backlog.ts';
+import { countDeadLetters, readBacklog, sampleBacklog } from '#db/backlog.ts';
 import { aSubscription, aTopic, publishMany } from '../support/factory.ts';
-import { openVerbDatabase, type VerbDatabase } from '../support/verbs.ts';
+import { claimSome, openVerbDatabase, settleAll, type VerbDatabase } from '../support/verbs.ts';
 
 let database: VerbDatabase;
 beforeAll(async () => {
@@ -46,6 +46,29 @@ test('only active subscriptions with back-pressure count, and the fullest is nam
       },
     ],
   });
+});
+
+test('dead letters are counted apart, and a sample keeps the count', async () => {
+  const { db } = database;
+  const topic = await aTopic(db);
+  const subscription = await aSubscription(db, topic);
+  await publishMany(db, topic, 3);
+  const counted = async () => {
+    await countDeadLetters(db);
+    await makeStale();
+    await sampleBacklog(db);
+    const rows = await db
+      .selectFrom('backlog_sample')
+      .select('dead_letters')
+      .where('subscription_id', '=', subscription)
+      .execute();
+    return rows.map((row) => row.dead_letters);
+  };
+  expect(await counted()).toEqual(['0']);
+  await settleAll(db, topic, await claimSome(db, topic, subscription, 2), { outcome: 'rejected' });
+  expect(await counted()).toEqual(['2']);
+  await db.deleteFrom('dead_letter').where('subscription_id', '=', subscription).execute();
+  expect(await counted()).toEqual(['0']);
 });
 
 test('of many callers one samples', async () => {
