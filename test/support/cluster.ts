@@ -190,7 +190,9 @@ export class BrokerProcess {
 }
 
 export interface ClusterOptions {
-  readonly databaseUrl: string;
+  /** Of a database that is there; without one the whole of `npm start` runs, on `dataDir`. */
+  readonly databaseUrl?: string;
+  readonly dataDir?: string;
   /** How many of each are started (1 and 1). */
   readonly apis?: number;
   readonly reapers?: number;
@@ -207,10 +209,11 @@ export class Cluster implements AsyncDisposable {
   readonly #deaths: string[] = [];
 
   private constructor(options: ClusterOptions) {
-    const { databaseUrl, apis = 1, reapers = 1 } = options;
+    const { databaseUrl, dataDir, apis = 1, reapers = 1 } = options;
     const env = {
       NODE_ENV: 'test',
-      DATABASE_URL: databaseUrl,
+      ...(databaseUrl !== undefined && { DATABASE_URL: databaseUrl }),
+      ...(dataDir !== undefined && { DATA_DIR: dataDir }),
       ADMIN_API_KEY: this.adminKey,
       REAPER_INTERVAL_MS: '200',
       SHUTDOWN_TIMEOUT_MS: '10000',
@@ -222,8 +225,8 @@ export class Cluster implements AsyncDisposable {
         const onDeath = (message: string): void => void this.#deaths.push(message);
         return new BrokerProcess({ service, name, env: { INSTANCE: name, ...env } }, onDeath);
       });
-    this.apis = make('api', apis);
-    this.reapers = make('reaper', reapers);
+    this.apis = dataDir === undefined ? make('api', apis) : make('standalone', 1);
+    this.reapers = dataDir === undefined ? make('reaper', reapers) : [];
   }
 
   /** Starts all processes, and waits until they are ready. */

@@ -9,6 +9,14 @@ import { startEmbeddedPostgres } from '../../apps/standalone/embedded-postgres.t
 import type { EmbeddedPostgres } from '../../apps/standalone/embedded-postgres.ts';
 import { guardProcess, signalProcess } from './process-guard.ts';
 
+/** Kills a postmaster and everything that it has started. */
+export async function killPostgres(pid: number): Promise<void> {
+  // It must not start anything between the look and the end.
+  signalProcess(pid, 'SIGSTOP');
+  const children = await childrenOf(pid);
+  for (const each of [pid, ...children]) signalProcess(each, 'SIGKILL');
+}
+
 /** Removed by the next run, with the server that is in it, when this one is killed (test/setup/postgres.ts). */
 const SCRATCH_PREFIX = 'event-broker-test-';
 
@@ -65,10 +73,7 @@ export class CrashPostgres implements AsyncDisposable {
   /** Kills the postmaster and everything that it has started, all at once as far as they can tell. */
   async crash(): Promise<void> {
     const { pid, exited } = this.#running();
-    // It must not start anything between the look and the end.
-    signalProcess(pid, 'SIGSTOP');
-    const children = await childrenOf(pid);
-    for (const each of [pid, ...children]) signalProcess(each, 'SIGKILL');
+    await killPostgres(pid);
     await exited;
     this.#forget();
   }

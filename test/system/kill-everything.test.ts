@@ -10,10 +10,13 @@
  *
  * The same ledger, over processes that are stopped (SIGSTOP) and go on.
  */
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 
 import { Cluster } from '#test/support/cluster.ts';
-import { CrashPostgres } from '#test/support/crash-postgres.ts';
+import { CrashPostgres, killPostgres } from '#test/support/crash-postgres.ts';
 import { cloneDatabase } from '#test/support/database.ts';
 import { eventually } from '#test/support/eventually.ts';
 import { describeFindings } from '#test/support/ledger-check.ts';
@@ -48,6 +51,45 @@ test(
     expect(findings.duplicates['the lease ran out'] ?? 0).toBeGreaterThan(0);
   },
 );
+
+test(
+  `the same over ${rounds} kills of npm start, every other time without the PostgreSQL that it has started`,
+  { timeout: timeoutMs },
+  async () => {
+    const dataDir = await mkdtemp(join(tmpdir(), 'event-broker-test-'));
+    try {
+      await killNpmStart(dataDir);
+    } finally {
+      await killPostgres(await postmasterOf(dataDir)).catch(() => undefined);
+      await rm(dataDir, { recursive: true, force: true });
+    }
+  },
+);
+
+async function killNpmStart(dataDir: string): Promise<void> {
+  await using cluster = await Cluster.start({ dataDir });
+  const read = async (name: string) => (await readFile(join(dataDir, name), 'utf8')).trim();
+  const databaseUrl = `postgres://broker:${await read('postgres.password')}@127.0.0.1:${await read('postgres.port')}/broker`;
+  using scenario = await Scenario.open(cluster, { databaseUrl });
+  const load = scenario.startLoad();
+  for (let round = 1; round <= rounds; round += 1) {
+    await scenario.acceptMore(500);
+    scenario.ledger.disrupt();
+    const postmaster = await postmasterOf(dataDir);
+    await Promise.all([cluster.killAll('SIGKILL'), round % 2 === 1 && killPostgres(postmaster)]);
+    await cluster.startAll();
+  }
+  await scenario.acceptMore(500);
+  await scenario.drain(load);
+  const findings = await scenario.findings();
+  console.log(describeFindings(findings));
+  expect(findings.violations.length, describeFindings(findings)).toBe(0);
+}
+
+async function postmasterOf(dataDir: string): Promise<number> {
+  const [pid = ''] = (await readFile(join(dataDir, 'postgres/postmaster.pid'), 'utf8')).split('\n');
+  return Number(pid);
+}
 
 test('a process that stands still for longer than its leases breaks nothing when it goes on', async () => {
   await using database = await cloneDatabase();
