@@ -19,6 +19,7 @@ declare
   v_subscription_ids int[];
   v_entry_ids bigint[];
   v_isolate_ids bigint[];
+  v_dying broker.dying_event[];
 begin
   perform broker.assert_term(p_term);
   v_now := clock_timestamp();
@@ -54,20 +55,12 @@ begin
       case l.fate when 'dead' then 'dead' else 'lease_expired' end::broker.attempt_outcome, v_now, l.leased_by, 'lease expired'
     from unnest(v_leases) l where l.fate <> 'deleted';
 
-  insert into broker.dead_letter (event_id, origin_id, died_at, published_at, topic_id, subscription_id, attempts, reason,
-    last_error, type, ce_id, source, subject, "time", datacontenttype, dataschema, ordering_key, extensions, traceparent,
-    tracestate, data, data_binary)
-  select e.id, e.origin_id, v_now, e.published_at, p_topic_id, l.subscription_id, l.attempt, 'max_attempts', 'lease expired',
-      e.type, e.ce_id, e.source, e.subject, e."time", e.datacontenttype, e.dataschema, e.ordering_key, e.extensions,
-      e.traceparent, e.tracestate, e.data, e.data_binary
-    from unnest(v_leases) l
-    cross join lateral unnest(l.ordinals) o
-    cross join lateral (
-      select ev.* from broker.event ev
-       where ev.topic_id = p_topic_id and ev.retention_class = l.retention_class and ev.id = (l.publish_id << 10) + o
-      offset 0
-    ) e
-   where l.fate = 'dead';
+  v_dying := array(
+    select row(l.subscription_id, l.retention_class, (l.publish_id << 10) + o, l.attempt, 'max_attempts', 'lease expired')::broker.dying_event
+      from unnest(v_leases) l, unnest(l.ordinals) o where l.fate = 'dead');
+  if v_dying <> '{}' then
+    perform broker.bury(p_topic_id, v_now, v_dying);
+  end if;
 
   insert into broker.queue (topic_id, publish_id, subscription_id, ordinals, event_count, bytes, available_at,
     generation, attempt, deferrals, isolated, retention_class)

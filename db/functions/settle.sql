@@ -38,6 +38,7 @@ declare
   v_publish_ids bigint[];
   v_entry_ids bigint[];
   v_partial_ids bigint[];
+  v_dying broker.dying_event[];
 begin
   select s.max_attempts, s.minimum_backoff_ms, s.maximum_backoff_ms, s.backoff_multiplier into v_subscription
     from broker.subscription s
@@ -110,22 +111,12 @@ begin
         ) g;
     end if;
 
-    if exists (select from unnest(v_parts) p where p.outcome in ('rejected', 'exhausted') and p.hit <> '{}') then
-      insert into broker.dead_letter (event_id, origin_id, died_at, published_at, topic_id, subscription_id, attempts,
-        reason, last_error, type, ce_id, source, subject, "time", datacontenttype, dataschema, ordering_key, extensions,
-        traceparent, tracestate, data, data_binary)
-      select e.id, e.origin_id, v_now, e.published_at, p_topic_id, p_subscription_id, p.attempt,
-          case p.outcome when 'rejected' then 'rejected' else 'max_attempts' end::broker.dead_letter_reason, p.error,
-          e.type, e.ce_id, e.source, e.subject, e."time", e.datacontenttype, e.dataschema, e.ordering_key, e.extensions,
-          e.traceparent, e.tracestate, e.data, e.data_binary
-        from unnest(v_parts) p
-        cross join lateral unnest(p.hit) o
-        cross join lateral (
-          select ev.* from broker.event ev
-           where ev.topic_id = p_topic_id and ev.retention_class = p.retention_class and ev.id = (p.publish_id << 10) + o
-          offset 0
-        ) e
-       where p.outcome in ('rejected', 'exhausted');
+    v_dying := array(
+      select row(p_subscription_id, p.retention_class, (p.publish_id << 10) + o, p.attempt,
+          case p.outcome when 'rejected' then 'rejected' else 'max_attempts' end, p.error)::broker.dying_event
+        from unnest(v_parts) p, unnest(p.hit) o where p.outcome in ('rejected', 'exhausted'));
+    if v_dying <> '{}' then
+      perform broker.bury(p_topic_id, v_now, v_dying);
     end if;
 
     insert into broker.attempt (topic_id, subscription_id, publish_id, entry_id, generation, attempt, retention_class,

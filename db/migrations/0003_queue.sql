@@ -107,3 +107,8 @@ create type broker.expired_lease as (
   publish_id bigint, subscription_id int, entry_id bigint, generation int, retention_class smallint, attempt int,
   deferrals smallint, bytes int, ordinals smallint[], lease_expires_at timestamptz, leased_by text, fate text
 );
+
+-- An event that becomes a dead letter.
+create type broker.dying_event as (
+  subscription_id int, retention_class smallint, event_id bigint, attempts int, reason broker.dead_letter_reason, error text
+);
