@@ -147,9 +147,13 @@ describe('the deadline', () => {
 });
 
 describe('the process', () => {
-  test('a start that fails is logged, what was opened is closed, exit 1', async () => {
+  test('a start that fails is logged and told in one plain line, what was opened is closed, exit 1', async () => {
     const { lines, exit, steps } = run('refused');
-    expect(await exit).toMatchObject({ code: 1, signal: null, stderr: '' });
+    expect(await exit).toMatchObject({
+      code: 1,
+      signal: null,
+      stderr: expect.stringMatching(/^\nfixture cannot start: .*no such database.*\n$/) as string,
+    });
     expect(lines[0]).toContain('no such database');
     expect(steps()).toEqual(['close opened', 'close server']);
   });
