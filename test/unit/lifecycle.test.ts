@@ -154,7 +154,8 @@ describe('the process', () => {
       signal: null,
       stderr: expect.stringMatching(/^\nfixture cannot start: .*no such database.*\n$/) as string,
     });
-    expect(lines[0]).toContain('no such database');
+    // the log and the steps are written by two writers
+    expect(lines.join('\n')).toContain('no such database');
     expect(steps()).toEqual(['close opened', 'close server']);
   });
 
