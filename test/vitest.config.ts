@@ -17,6 +17,8 @@ export default defineConfig({
     testTimeout: 30_000,
     hookTimeout: 60_000,
     teardownTimeout: 60_000,
+    // a limit of liveness, on a machine that may be busy
+    expect: { poll: { timeout: 10_000 } },
     reporters: ['default', ...(resultsDir ? ['json'] : [])],
     ...(resultsDir ? { outputFile: { json: join(resultsDir, `vitest-${process.pid}.json`) } } : {}),
     projects: [

@@ -1,5 +1,5 @@
 import { sql } from 'kysely';
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Database } from '#db/client.ts';
 import { createRedriveJob, findJob } from '#db/jobs.ts';
 import { aSubscription, aTopic, publishMany } from '#test/support/factory.ts';
@@ -7,6 +7,7 @@ import { aPastPartition, publishInto } from '#test/support/past-partition.ts';
 import { only, openReaperBench, type ReaperBench } from '#test/support/reaper.ts';
 import { claimSome, expireLeases, queueRows, settleAll } from '#test/support/verbs.ts';
 import { duties } from '../../apps/reaper/duties.ts';
+import { eventually } from '../support/eventually.ts';
 
 let bench: ReaperBench;
 let db: Database;
@@ -26,9 +27,9 @@ describe('the duty', () => {
     bench.wakeups.onWake(subscriptionId, (mark) => heard.push(`due ${mark}`));
     bench.wakeups.onWake(idle, () => heard.push('idle'));
     bench.start('one', only('sweep'));
-    await vi.waitFor(async () => expect(await bench.term()).toBe(1));
+    await eventually(async () => expect(await bench.term()).toBe(1));
     await publishMany(db, topicId, 1, { delay_ms: 200 });
-    await vi.waitFor(() => expect(heard.length).toBeGreaterThan(2), 5000);
+    await eventually(() => expect(heard.length).toBeGreaterThan(2), { timeoutMs: 5000 });
     expect(new Set(heard)).toEqual(new Set(['due undefined']));
   });
 
@@ -40,7 +41,7 @@ describe('the duty', () => {
     const heard: (string | undefined)[] = [];
     bench.wakeups.onWake(subscriptionId, (mark) => heard.push(mark));
     bench.start('one', only('sweep_from_head'));
-    await vi.waitFor(() => expect(heard).toContain('2025-06-01T10:00:00.25Z'));
+    await eventually(() => expect(heard).toContain('2025-06-01T10:00:00.25Z'));
   });
 
   test('reap takes back leases of several topics, more than one call takes, and wakes', async () => {
@@ -62,24 +63,30 @@ describe('the duty', () => {
     const woken = new Set<number>();
     for (const id of subscriptions) bench.wakeups.onWake(id, () => woken.add(id));
     const reaper = bench.start('one', only('reap'));
-    await vi.waitFor(async () => {
-      for (const id of subscriptions) {
-        const rows = await queueRows(db, id);
-        expect(rows).toHaveLength(303);
-        expect(rows.filter((row) => row.lease_expires_at !== null)).toHaveLength(0);
-      }
-    }, 10_000);
+    await eventually(
+      async () => {
+        for (const id of subscriptions) {
+          const rows = await queueRows(db, id);
+          expect(rows).toHaveLength(303);
+          expect(rows.filter((row) => row.lease_expires_at !== null)).toHaveLength(0);
+        }
+      },
+      { timeoutMs: 10_000 },
+    );
     expect(woken).toEqual(new Set(subscriptions));
-    await vi.waitFor(async () =>
+    await eventually(async () =>
       expect(await reaper.metric('broker_leases_expired_total')).toMatch(/\} 600/),
     );
     // and one that runs out later, past the mark
     await claimSome(db, topics[0]!, subscriptions[0]!, 1);
     await expireLeases(db, subscriptions[0]!);
-    await vi.waitFor(async () => {
-      const rows = await queueRows(db, subscriptions[0]!);
-      expect(rows.filter((row) => row.lease_expires_at !== null)).toHaveLength(0);
-    }, 10_000);
+    await eventually(
+      async () => {
+        const rows = await queueRows(db, subscriptions[0]!);
+        expect(rows.filter((row) => row.lease_expires_at !== null)).toHaveLength(0);
+      },
+      { timeoutMs: 10_000 },
+    );
   });
 
   test('reap finds a lease that ran out long ago and was locked, or came late', async () => {
@@ -87,13 +94,16 @@ describe('the duty', () => {
     const subscriptionId = await aSubscription(db, topicId);
     await publishMany(db, topicId, 1);
     bench.start('one', only('reap'));
-    await vi.waitFor(async () => expect(await bench.term()).toBe(1));
+    await eventually(async () => expect(await bench.term()).toBe(1));
     await sql`update broker.queue set generation = 1, attempt = 1, lease_expires_at = clock_timestamp() - interval '8 seconds'`.execute(
       db,
     );
-    await vi.waitFor(async () => {
-      expect((await queueRows(db, subscriptionId))[0]!.lease_expires_at).toBeNull();
-    }, 10_000);
+    await eventually(
+      async () => {
+        expect((await queueRows(db, subscriptionId))[0]!.lease_expires_at).toBeNull();
+      },
+      { timeoutMs: 10_000 },
+    );
   });
 
   test('sample_backlog shows gauges by name, which vanish when another leads', async () => {
@@ -101,7 +111,7 @@ describe('the duty', () => {
     await aSubscription(db, topicId, { name: 'billing' });
     await publishMany(db, topicId, 12);
     const reaper = bench.start('one', only('sample_backlog'));
-    await vi.waitFor(async () =>
+    await eventually(async () =>
       expect(await reaper.metric('broker_waiting_events')).toMatch(
         /topic="orders",subscription="billing".*\} 12/,
       ),
@@ -116,7 +126,7 @@ describe('the duty', () => {
       db,
     );
     bench.start('one', { ensure_partitions: duties.ensure_partitions });
-    await vi.waitFor(async () => {
+    await eventually(async () => {
       const { rows } = await sql`select from broker.partition where retention_class = 8760`.execute(
         db,
       );
@@ -132,13 +142,16 @@ describe('the duty', () => {
       await publishInto(db, past, { topicId, subscriptionIds: [subscriptionId], events: 4 });
     }
     const reaper = bench.start('one', only('retire_partitions'));
-    await vi.waitFor(async () => {
-      const { rows } = await sql<{
-        left: number;
-      }>`select count(*)::int as left from broker.partition
+    await eventually(
+      async () => {
+        const { rows } = await sql<{
+          left: number;
+        }>`select count(*)::int as left from broker.partition
         where event_partition = any (${pasts.map((past) => past.event_partition)})`.execute(db);
-      expect(rows[0]!.left).toBe(0);
-    }, 10_000);
+        expect(rows[0]!.left).toBe(0);
+      },
+      { timeoutMs: 10_000 },
+    );
     expect(await queueRows(db, subscriptionId)).toEqual([]);
     expect(await reaper.metric('broker_events_expired_total')).toMatch(
       /topic="old",subscription="slow".*\} 8/,
@@ -166,10 +179,13 @@ describe('the duty', () => {
     const woken = new Set<number>();
     for (const id of subscriptions) bench.wakeups.onWake(id, () => woken.add(id));
     bench.start('one', only('run_jobs'));
-    await vi.waitFor(async () => {
-      const states = await Promise.all(jobs.map(async (id) => (await findJob(db, id))?.state));
-      expect(states).toEqual(['succeeded', 'succeeded', 'failed']);
-    }, 10_000);
+    await eventually(
+      async () => {
+        const states = await Promise.all(jobs.map(async (id) => (await findJob(db, id))?.state));
+        expect(states).toEqual(['succeeded', 'succeeded', 'failed']);
+      },
+      { timeoutMs: 10_000 },
+    );
     expect(woken).toEqual(new Set(subscriptions.slice(0, 2)));
     for (const id of subscriptions.slice(0, 2)) {
       expect((await queueRows(db, id)).reduce((sum, row) => sum + row.event_count, 0)).toBe(250);

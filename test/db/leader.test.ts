@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import pg from 'pg';
-import { afterAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import type { Database } from '#db/client.ts';
 import { faultOf } from '#db/errors.ts';
 import { Candidate, type CandidateOptions, type Leadership, type Look } from '#db/leader.ts';
@@ -8,6 +8,7 @@ import { reap } from '#db/reap.ts';
 import { aSubscription, aTopic, publishMany } from '#test/support/factory.ts';
 import { startTcpProxy } from '#test/support/tcp-proxy.ts';
 import { claimSome, expireLeases, openVerbDatabase, queueRows } from '#test/support/verbs.ts';
+import { eventually } from '../support/eventually.ts';
 
 // Elections are of a whole database, so each test has its own.
 let database: Awaited<ReturnType<typeof openVerbDatabase>>;
@@ -37,9 +38,9 @@ function leadershipOf(look: Look): Leadership {
 
 async function untilLeads(candidate: Candidate): Promise<Leadership> {
   let leadership: Leadership | undefined;
-  await vi.waitFor(async () => (leadership = leadershipOf(await candidate.look())), {
-    timeout: 10_000,
-    interval: 10,
+  await eventually(async () => (leadership = leadershipOf(await candidate.look())), {
+    timeoutMs: 10_000,
+    intervalMs: 10,
   });
   return leadership!;
 }
@@ -91,13 +92,13 @@ describe('a leader', () => {
     await db.transaction().execute(async (duty) => {
       await sql`select broker.assert_term(${leadership.term}::bigint)`.execute(duty);
       const before = await leaderRow();
-      await vi.waitFor(
+      await eventually(
         async () => {
           const { heartbeat_at } = await leaderRow();
           const aged = Date.parse(heartbeat_at!) - Date.parse(before.heartbeat_at!);
           expect(aged).toBeGreaterThan(1200);
         },
-        { timeout: 10_000 },
+        { timeoutMs: 10_000 },
       );
       expect(leadership.isLeading()).toBe(true);
       expect(await follower.look()).toMatchObject({ status: 'follows', holder: 'one' });
@@ -110,7 +111,7 @@ describe('a leader', () => {
     await using two = aCandidate('two');
     const leadership = leadershipOf(await one.look());
     await sql`select pg_terminate_backend(backend_pid) from broker.leader`.execute(db);
-    await vi.waitFor(() => expect(leadership.lost.aborted).toBe(true));
+    await eventually(() => expect(leadership.lost.aborted).toBe(true));
     expect(leadership.isLeading()).toBe(false);
     const next = await untilLeads(two);
     expect(next.term).toBe('2');
@@ -147,7 +148,7 @@ describe('a leader', () => {
     await using one = aCandidate('one', { heartbeatMs: 20 });
     const leadership = leadershipOf(await one.look());
     await sql`update broker.leader set term = term + 1`.execute(db);
-    await vi.waitFor(() => expect(leadership.lost.aborted).toBe(true));
+    await eventually(() => expect(leadership.lost.aborted).toBe(true));
   });
 
   test('that was stopped for long knows it before any timer has run', async () => {
@@ -230,12 +231,15 @@ describe('a duty and a new term', () => {
     await old.resign();
     let isElected = false;
     const election = two.look().finally(() => (isElected = true));
-    await vi.waitFor(async () => {
-      const { rows } = await sql<{ blockers: number[] }>`
+    await eventually(
+      async () => {
+        const { rows } = await sql<{ blockers: number[] }>`
         select pg_blocking_pids(pid) as blockers from pg_stat_activity
          where application_name = 'candidate-two' and datname = current_database()`.execute(db);
-      expect(rows[0]?.blockers).toEqual([dutyPid]);
-    }, 5000);
+        expect(rows[0]?.blockers).toEqual([dutyPid]);
+      },
+      { timeoutMs: 5000 },
+    );
     expect(isElected).toBe(false);
     mayEnd.resolve();
     expect(await duty).toBe(10);
@@ -267,7 +271,7 @@ describe('a duty and a new term', () => {
     const duty = reap(duties.db, topicId, old.term, { limit: 100, since: '-infinity' }).catch(
       faultOf,
     );
-    await vi.waitFor(async () => {
+    await eventually(async () => {
       const { rows } = await sql<{ blockers: number[] }>`
         select pg_blocking_pids(pid) as blockers from pg_stat_activity
          where application_name = ${name} and datname = current_database()`.execute(db);

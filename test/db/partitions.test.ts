@@ -1,5 +1,5 @@
 import { sql } from 'kysely';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createDatabase, type Database } from '#db/client.ts';
 import { faultOf } from '#db/errors.ts';
 import {
@@ -21,6 +21,7 @@ import {
   settleAll,
   type VerbDatabase,
 } from '#test/support/verbs.ts';
+import { eventually } from '../support/eventually.ts';
 
 let database: VerbDatabase;
 let db: Database;
@@ -151,7 +152,7 @@ describe('a partition whose time is over', () => {
       const detach = detachPartition(hasty.db, partition)
         .catch(faultOf)
         .finally(() => (isSettled = true));
-      await vi.waitFor(async () => {
+      await eventually(async () => {
         const { rows } =
           await sql`select from pg_stat_activity where application_name = 'broker-test-detach'
           and datname = current_database() and wait_event_type = 'Lock'`.execute(db);

@@ -1,9 +1,10 @@
 import { sql } from 'kysely';
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Database } from '#db/client.ts';
 import { DatabaseUnavailable } from '#db/errors.ts';
 import { only, openReaperBench, type ReaperBench } from '#test/support/reaper.ts';
 import type { Duty } from '../../apps/reaper/term.ts';
+import { eventually } from '../support/eventually.ts';
 
 let bench: ReaperBench;
 let db: Database;
@@ -27,14 +28,14 @@ describe('the leader', () => {
       },
     });
     const one = bench.start('one', note('one'));
-    await vi.waitFor(() => expect(runs.length).toBeGreaterThan(3));
+    await eventually(() => expect(runs.length).toBeGreaterThan(3));
     const two = bench.start('two', note('two'));
-    await vi.waitFor(async () => expect(await bench.connectionsOf('two')).toBe(1));
+    await eventually(async () => expect(await bench.connectionsOf('two')).toBe(1));
     const before = runs.length;
-    await vi.waitFor(() => expect(runs.length).toBeGreaterThan(before + 20));
+    await eventually(() => expect(runs.length).toBeGreaterThan(before + 20));
     expect(new Set(runs)).toEqual(new Set(['one 1']));
     await one.stop();
-    await vi.waitFor(() => expect(runs.at(-1)).toBe('two 2'), 5000);
+    await eventually(() => expect(runs.at(-1)).toBe('two 2'), { timeoutMs: 5000 });
     expect(runs.lastIndexOf('one 1')).toBeLessThan(runs.indexOf('two 2'));
     expect(one.lines).toEqual(['leads', 'leads no longer']);
     expect(await one.metric('broker_leader')).toMatch(/broker_leader\{.*\} 0/);
@@ -59,10 +60,10 @@ describe('the leader', () => {
       },
       works: { intervalMs: 5, begin: () => async () => void (runs += 1) },
     });
-    await vi.waitFor(() => expect(failures).toBeGreaterThan(2), 5000);
+    await eventually(() => expect(failures).toBeGreaterThan(2), { timeoutMs: 5000 });
     expect(runs).toBeGreaterThan(10);
     isBroken = false;
-    await vi.waitFor(() => expect(reaper.lines).toContain('duty works again'), 5000);
+    await eventually(() => expect(reaper.lines).toContain('duty works again'), { timeoutMs: 5000 });
     expect(reaper.lines.filter((line) => line.includes('duty fails'))).toHaveLength(1);
     expect(await reaper.metric('broker_duty_duration_seconds')).toMatch(
       /count\{.*duty="fails",result="failed".*\} [3-9]/,
@@ -79,9 +80,9 @@ describe('the leader', () => {
       },
     };
     const reaper = bench.start('one', { a: failing, b: failing, c: failing });
-    await vi.waitFor(() => expect(reaper.lines).toHaveLength(2), 5000);
+    await eventually(() => expect(reaper.lines).toHaveLength(2), { timeoutMs: 5000 });
     isAway = false;
-    await vi.waitFor(() => expect(reaper.lines).toHaveLength(3), 5000);
+    await eventually(() => expect(reaper.lines).toHaveLength(3), { timeoutMs: 5000 });
     expect(reaper.lines).toEqual([
       'leads',
       'the database is away, trying again with backoff',
@@ -91,19 +92,19 @@ describe('the leader', () => {
 
   test('whose duty is told that the term is over steps down, and may lead again in a new one', async () => {
     const reaper = bench.start('one', only('reap', 'run_jobs', 'purge_deleted'));
-    await vi.waitFor(async () => expect(await bench.term()).toBe(1));
+    await eventually(async () => expect(await bench.term()).toBe(1));
     await sql`update broker.leader set term = 10`.execute(db);
-    await vi.waitFor(async () => expect(await bench.term()).toBe(11), 10_000);
+    await eventually(async () => expect(await bench.term()).toBe(11), { timeoutMs: 10_000 });
     expect(reaper.lines.slice(0, 3)).toEqual(['leads', 'leads no longer', 'leads']);
     expect(await reaper.metric('broker_duty_duration_seconds')).toMatch(/result="fenced"/);
   });
 
   test('whose session is ended is leader again soon, with nothing left behind', async () => {
     const reaper = bench.start('one', only('sweep', 'reap', 'sample_backlog'));
-    await vi.waitFor(() => expect(reaper.reaper.isLeading).toBe(true));
+    await eventually(() => expect(reaper.reaper.isLeading).toBe(true));
     await sql`select pg_terminate_backend(backend_pid) from broker.leader`.execute(db);
-    await vi.waitFor(async () => expect(await bench.term()).toBe(2), 5000);
+    await eventually(async () => expect(await bench.term()).toBe(2), { timeoutMs: 5000 });
     await reaper.stop();
-    await vi.waitFor(async () => expect(await bench.connectionsOf('one')).toBe(0));
+    await eventually(async () => expect(await bench.connectionsOf('one')).toBe(0));
   });
 });

@@ -4,6 +4,7 @@ import { createDatabase } from '#db/client.ts';
 import { knownMigrations, migrate } from '#db/migrate.ts';
 import { checkSchema, IncompatibleSchema, waitForSchema } from '#db/schema-version.ts';
 import { openVerbDatabase } from '#test/support/verbs.ts';
+import { eventually } from '../support/eventually.ts';
 
 describe('a schema', () => {
   test('of this release is current, and one of a later release too', async () => {
@@ -40,10 +41,10 @@ describe('a schema', () => {
       onWaiting,
       lookMs: 20,
     });
-    await vi.waitFor(() => expect(onWaiting).toHaveBeenCalledTimes(1));
+    await eventually(() => expect(onWaiting).toHaveBeenCalledTimes(1));
     expect(onWaiting.mock.calls[0]?.[0]).toContain(last);
     await sql`drop schema broker cascade`.execute(database.db);
-    await vi.waitFor(() => expect(onWaiting).toHaveBeenCalledTimes(2));
+    await eventually(() => expect(onWaiting).toHaveBeenCalledTimes(2));
     expect(await checkSchema(database.db)).toEqual({ status: 'older', missing: known });
     await migrate({ databaseUrl: database.url });
     await waited;
@@ -73,7 +74,7 @@ test('a database that does not answer is waited for until the wait is ended', as
   const abort = new AbortController();
   const onWaiting = vi.fn();
   const waited = waitForSchema(handle.db, { signal: abort.signal, onWaiting, lookMs: 5 });
-  await vi.waitFor(() => expect(onWaiting).toHaveBeenCalledTimes(1));
+  await eventually(() => expect(onWaiting).toHaveBeenCalledTimes(1));
   abort.abort();
   await expect(waited).rejects.toThrow('aborted');
   await handle.close();

@@ -1,5 +1,6 @@
-import { expect, test, vi } from 'vitest';
+import { expect, test } from 'vitest';
 import { decodeWake, earlier, WakeSender } from '#db/wake-sender.ts';
+import { eventually } from '../support/eventually.ts';
 
 /** A sender whose statements end when the test says so. */
 function aSender(coalesceMs: number) {
@@ -29,7 +30,7 @@ test('one statement is under way at a time, and what comes meanwhile goes togeth
   }
   expect(statements).toHaveLength(1);
   statements[0]!.end();
-  await vi.waitFor(() => expect(statements).toHaveLength(2));
+  await eventually(() => expect(statements).toHaveLength(2));
   expect(statements[1]!.payloads).toHaveLength(500);
   expect(decodeWake(statements[1]!.payloads[0]!)).toEqual({
     topicId: 1,
@@ -38,7 +39,7 @@ test('one statement is under way at a time, and what comes meanwhile goes togeth
     origin: sender.origin,
   });
   statements[1]!.end();
-  await vi.waitFor(() => expect(statements).toHaveLength(3));
+  await eventually(() => expect(statements).toHaveLength(3));
   expect(statements[2]!.payloads).toHaveLength(100);
   statements[2]!.end();
   await sender.close();
@@ -49,7 +50,7 @@ test('a statement that fails is lost, and the next one goes on', async () => {
   sender.add(1, [1]);
   sender.add(1, [2]);
   statements[0]!.end(new Error('the database is away'));
-  await vi.waitFor(() => expect(statements).toHaveLength(2));
+  await eventually(() => expect(statements).toHaveLength(2));
   expect(decodeWake(statements[1]!.payloads[0]!)?.subscriptionIds).toEqual([2]);
   statements[1]!.end();
   await sender.close();
@@ -59,12 +60,12 @@ test('what waits when it is closed is sent, and no timer is left', async () => {
   const { sender, statements } = aSender(60_000);
   sender.add(1, [1]);
   statements[0]!.end();
-  await vi.waitFor(() => {
+  await eventually(() => {
     sender.add(1, [2]);
     expect(statements).toHaveLength(1);
   });
   const closed = sender.close();
-  await vi.waitFor(() => expect(statements).toHaveLength(2));
+  await eventually(() => expect(statements).toHaveLength(2));
   statements[1]!.end();
   await closed;
   expect(process.getActiveResourcesInfo().filter((name) => name === 'Timeout')).toHaveLength(0);

@@ -11,6 +11,7 @@ import {
 } from '#db/wakeups.ts';
 import { startTcpProxy } from '#test/support/tcp-proxy.ts';
 import { openVerbDatabase, type VerbDatabase } from '#test/support/verbs.ts';
+import { eventually } from '../support/eventually.ts';
 
 let database: VerbDatabase;
 let db: Database;
@@ -35,7 +36,9 @@ function open(options: Partial<WakeupsOptions> = {}): Wakeups & { readonly name:
 }
 
 async function untilListening(...all: Wakeups[]): Promise<void> {
-  await vi.waitFor(() => expect(all.every((each) => each.listening)).toBe(true), 10_000);
+  await eventually(() => expect(all.every((each) => each.listening)).toBe(true), {
+    timeoutMs: 10_000,
+  });
 }
 
 /** Hears every NOTIFY as a stranger would. */
@@ -71,7 +74,7 @@ describe('a wake-up', () => {
     far.onWake(1, (mark) => heard.push(`far 1 ${mark}`));
     near.wake(7, [1], '2025-01-01T00:00:00Z');
     expect(heard).toEqual(['near 1 2025-01-01T00:00:00Z']);
-    await vi.waitFor(() => expect(heard).toHaveLength(2));
+    await eventually(() => expect(heard).toHaveLength(2));
     // a change is heard after the echo of the wake-up would have been
     const changed = Promise.withResolvers<void>();
     near.onChange(() => changed.resolve());
@@ -120,7 +123,7 @@ describe('a wake-up', () => {
     wakeups.wake(1, [1]);
     wakeups.wake(1, [2]);
     wakeups.wake(2, [3]);
-    await vi.waitFor(async () => {
+    await eventually(async () => {
       await raw.flush();
       expect(raw.payloads).toHaveLength(2);
     });
@@ -140,7 +143,7 @@ describe('a wake-up', () => {
       3,
       Array.from({ length: 5000 }, (_, index) => 1_000_000_000 + index),
     );
-    await vi.waitFor(() => expect(heard.size).toBe(3));
+    await eventually(() => expect(heard.size).toBe(3));
     near.wake(
       4,
       Array.from({ length: 700 }, (_, index) => 1_000_000_000 + index),
@@ -180,7 +183,7 @@ describe('a wake-up', () => {
     }
     await sql`select pg_notify('broker_changed', ${'nonsense'})`.execute(db);
     await sql`select pg_notify('broker_wake', '{"topic":1,"subscriptions":[1]}')`.execute(db);
-    await vi.waitFor(() => expect(listener).toHaveBeenCalledTimes(1));
+    await eventually(() => expect(listener).toHaveBeenCalledTimes(1));
   });
 });
 
@@ -192,7 +195,7 @@ test('a change is heard by every process, with its name as it is', async () => {
   one.onChange((kind, name) => heard.push(`one ${kind} ${name}`));
   two.onChange((kind, name) => heard.push(`two ${kind} ${name}`));
   await announceChange(db, 'api_key', 'a name with spaces');
-  await vi.waitFor(() => expect(heard).toHaveLength(2));
+  await eventually(() => expect(heard).toHaveLength(2));
   expect(heard.toSorted()).toEqual([
     'one api_key a name with spaces',
     'two api_key a name with spaces',
@@ -209,13 +212,13 @@ describe('listening', () => {
     await untilListening(wakeups);
     expect(onReconnect).toHaveBeenCalledTimes(1);
     await terminate(wakeups.name);
-    await vi.waitFor(() => expect(onRecovered).toHaveBeenCalledTimes(1), 5000);
+    await eventually(() => expect(onRecovered).toHaveBeenCalledTimes(1), { timeoutMs: 5000 });
     expect(onProblem).toHaveBeenCalledTimes(1);
     expect(onReconnect).toHaveBeenCalledTimes(2);
     const listener = vi.fn();
     wakeups.onChange(listener);
     await announceChange(db, 'topic', 'orders');
-    await vi.waitFor(() => expect(listener).toHaveBeenCalledWith('topic', 'orders'));
+    await eventually(() => expect(listener).toHaveBeenCalledWith('topic', 'orders'));
   });
 
   test('notices a connection that fell silent, and begins again when the network is back', async () => {
@@ -229,10 +232,10 @@ describe('listening', () => {
     });
     await untilListening(wakeups);
     proxy.blackhole();
-    await vi.waitFor(() => expect(wakeups.listening).toBe(false), 3000);
+    await eventually(() => expect(wakeups.listening).toBe(false), { timeoutMs: 3000 });
     expect(onProblem).toHaveBeenCalledTimes(1);
     proxy.restore();
-    await vi.waitFor(() => expect(wakeups.listening).toBe(true), 10_000);
+    await eventually(() => expect(wakeups.listening).toBe(true), { timeoutMs: 10_000 });
     expect(onProblem).toHaveBeenCalledTimes(1);
   });
 
@@ -245,7 +248,7 @@ describe('listening', () => {
       answerMs: 100,
       onProblem: (problem) => problems.push(problem),
     });
-    await vi.waitFor(() => expect(problems).toHaveLength(1), 5000);
+    await eventually(() => expect(problems).toHaveLength(1), { timeoutMs: 5000 });
     expect(problems[0]).toBeInstanceOf(NotificationsLost);
     expect(wakeups.listening).toBe(false);
     const listener = vi.fn();
@@ -266,10 +269,13 @@ describe('listening', () => {
       await wakeups.close();
       await wakeups.close();
     }
-    await vi.waitFor(async () => {
-      const { rows } = await sql`select pid from pg_stat_activity
+    await eventually(
+      async () => {
+        const { rows } = await sql`select pid from pg_stat_activity
         where application_name = any (${names})`.execute(db);
-      expect(rows).toHaveLength(0);
-    }, 5000);
+        expect(rows).toHaveLength(0);
+      },
+      { timeoutMs: 5000 },
+    );
   });
 });

@@ -11,7 +11,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
 import { AlreadyRunningError } from '../../apps/standalone/data-dir-lock.ts';
 import { query } from '../support/database.ts';
@@ -25,6 +25,7 @@ import {
   untilGone,
   writeRow,
 } from '../support/embedded-postgres.ts';
+import { eventually } from '../support/eventually.ts';
 
 let lab: DataDirLab;
 
@@ -154,7 +155,7 @@ describe('after a crash', () => {
       'select count(n) from (select generate_series(1, 1e10)) as numbers (n)',
     );
     const failure = busy.catch((error: unknown) => error);
-    const backend = await vi.waitFor(async () => {
+    const backend = await eventually(async () => {
       const rows = await query(
         first.superuserUrl,
         `select pid from pg_stat_activity where query like '%1e10%' and pid <> pg_backend_pid()`,
@@ -212,14 +213,14 @@ describe('after a crash', () => {
 
   test('kill -9 in the middle of the first start: the next one makes a whole cluster', async () => {
     const child = lab.spawnOwner();
-    await vi.waitFor(
+    await eventually(
       async () => {
         const names = await readdir(lab.dataDir);
         expect(names.some((name) => existsSync(join(lab.dataDir, name, 'postgres/base')))).toBe(
           true,
         );
       },
-      { interval: 1 },
+      { intervalMs: 1 },
     );
     await killOwner(child);
     expect(existsSync(join(lab.dataDir, 'postgres'))).toBe(false);

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { Loop, startLoop } from '#runtime/loop.ts';
+import { eventually } from '../support/eventually.ts';
 
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] }));
 afterEach(() => void vi.useRealTimers());
@@ -69,12 +70,12 @@ describe('ticks', () => {
       },
       ...waiting,
     });
-    await vi.waitFor(() => expect(gates).toHaveLength(1));
+    await eventually(() => expect(gates).toHaveLength(1));
     loop.wake();
     loop.wake();
     expect(gates).toHaveLength(1);
     gates[0]!();
-    await vi.waitFor(() => expect(gates).toHaveLength(2));
+    await eventually(() => expect(gates).toHaveLength(2));
     expect(waiting.seen).toEqual([0]);
     gates[1]!();
     await waiting.reached(2);
