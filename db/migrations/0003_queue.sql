@@ -24,7 +24,7 @@ create table broker.queue (
   ordinals smallint[] not null,
   leased_by text,
   ordering_key text,
-  -- publish_id first: PostgreSQL before 17 takes `= any(…)` as an index condition for certain only on the first column
+  -- publish_id first: PostgreSQL 15 may take `= any(…)` on a later column as a filter, and read the whole prefix
   constraint queue_pk primary key (publish_id, topic_id, subscription_id, id),
   constraint queue_event_count_check check (event_count = cardinality(ordinals) and event_count between 1 and 100),
   constraint queue_bytes_check check (bytes > 0)
