@@ -1,6 +1,10 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { LookupCache } from '../../apps/api/lookup-cache.ts';
+
+// the monotonic clock that times are kept by; timers are real
+beforeEach(() => void vi.useFakeTimers({ toFake: ['performance'] }));
+afterEach(() => void vi.useRealTimers());
 
 /** A cache over a table that a test fills, and how often it was asked. */
 function setUp(options: { keptMs?: number; missingKeptMs?: number; entriesMax?: number } = {}) {
@@ -39,7 +43,7 @@ test('asks again when its time is over', async () => {
   table.set('a', 1);
   await cache.get('a');
   await cache.get('b');
-  await delay(30);
+  vi.advanceTimersByTime(30);
   table.set('a', 2).set('b', 3);
   expect(await cache.get('a')).toBe(2);
   expect(await cache.get('b')).toBe(3);
@@ -57,7 +61,7 @@ test('a value may be kept for less time than others', async () => {
   await cache.get('a');
   value = 2;
   expect(await cache.get('a')).toBe(1);
-  await delay(30);
+  vi.advanceTimersByTime(30);
   expect(await cache.get('a')).toBe(2);
 });
 
