@@ -6,6 +6,7 @@ import pg from 'pg';
  * - `outcome_unknown`: the connection went while the statement ran: it may have been committed.
  * - `lock_timeout`, `statement_timeout`: given up and rolled back.
  * - `term_over`: a duty showed the term of a leader that is not leading any more.
+ * - `worker_gone`: a claim named a worker whose leases are being taken over.
  * - `missing_partition`: an event fell into a span that has no partition yet.
  * - `conflict`: a unique or foreign key, a serialization failure or a deadlock.
  * - `defect`: everything else; a fault of ours.
@@ -16,6 +17,7 @@ export type DatabaseFault =
   | 'lock_timeout'
   | 'statement_timeout'
   | 'term_over'
+  | 'worker_gone'
   | 'missing_partition'
   | 'conflict'
   | 'defect';
@@ -34,6 +36,7 @@ const faultsBySqlState: Readonly<Record<string, DatabaseFault>> = {
   '55P03': 'lock_timeout',
   '57014': 'statement_timeout',
   BR001: 'term_over',
+  BR002: 'worker_gone',
   '23514': 'missing_partition',
   '23505': 'conflict',
   '23503': 'conflict',
@@ -63,7 +66,7 @@ export function faultOf(error: unknown): DatabaseFault {
 /** Whether the same call may succeed a little later without anybody changing anything. */
 export function isTransient(error: unknown): boolean {
   const fault = faultOf(error);
-  return fault !== 'defect' && fault !== 'term_over';
+  return fault !== 'defect' && fault !== 'term_over' && fault !== 'worker_gone';
 }
 
 /** Whether the connection that an error came over can be used no more. */

@@ -31,6 +31,8 @@ export type JsonPrimitive = boolean | number | string | null;
 
 export type JsonValue = JsonArray | JsonObject | JsonPrimitive;
 
+export type PushMode = "cloudevents_binary" | "cloudevents_structured" | "raw";
+
 export type SubscriptionState = "active" | "deleted" | "disabled" | "paused";
 
 export type SubscriptionType = "pull" | "push";
@@ -100,6 +102,7 @@ export interface DeadLetter {
   extensions: string | null;
   id: Generated<string>;
   last_error: string | null;
+  last_status: number | null;
   ordering_key: string | null;
   origin_id: string | null;
   published_at: string;
@@ -160,6 +163,8 @@ export interface Job {
   finished_at: string | null;
   id: Generated<string>;
   last_dead_letter_id: string | null;
+  rate_per_second: number | null;
+  started_at: string | null;
   state: Generated<JobState>;
   subscription_id: number;
   topic_id: number;
@@ -185,6 +190,13 @@ export interface Partition {
   event_partition: string | null;
   retention_class: number | null;
   starts_at: string | null;
+}
+
+export interface PushSecret {
+  created_at: Generated<string>;
+  key_id: string | null;
+  sealed: Buffer;
+  subscription_id: number;
 }
 
 export interface Queue {
@@ -213,6 +225,7 @@ export interface Subscription {
   backpressure: boolean;
   created_at: Generated<string>;
   deleted_at: string | null;
+  disabled_reason: string | null;
   filter: Json | null;
   filter_attributes: Generated<Json | null>;
   filter_type: Generated<string | null>;
@@ -225,6 +238,11 @@ export interface Subscription {
   on_expiry: Generated<ExpiryPolicy>;
   ordered: Generated<boolean>;
   purged_at: string | null;
+  push_endpoint: string | null;
+  push_headers: Json | null;
+  push_mode: PushMode | null;
+  push_timeout_ms: number | null;
+  retry_client_errors: Generated<boolean>;
   state: Generated<SubscriptionState>;
   topic_id: number;
   type: SubscriptionType;
@@ -247,9 +265,11 @@ export interface Topic {
 }
 
 export interface Worker {
+  gone_at: string | null;
   heartbeat_at: Generated<string>;
   host: string;
   instance: string;
+  lock_key: number | null;
   pid: number;
   service: string;
   started_at: Generated<string>;
@@ -269,6 +289,7 @@ export interface DB {
   job: Job;
   leader: Leader;
   partition: Partition;
+  push_secret: PushSecret;
   queue: Queue;
   subscription: Subscription;
   topic: Topic;

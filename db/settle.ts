@@ -5,18 +5,30 @@ import type { Lease } from './lease.ts';
 /** What became of one leased event. */
 export interface Settlement {
   readonly lease: Lease;
-  readonly outcome: 'acked' | 'nacked' | 'released' | 'rejected';
-  /** Of a nack: milliseconds until it is due again; absent: the subscription's backoff. */
+  /** `deferred`: the receiver asked for `delayMs`; costs no attempt, but from the tenth on it is a nack. */
+  readonly outcome: 'acked' | 'nacked' | 'released' | 'rejected' | 'deferred';
+  /** Milliseconds until it is due again; a nack without it: the subscription's backoff. */
   readonly delayMs?: number | undefined;
   readonly error?: string | undefined;
+  /** Of a push delivery, which is written as an attempt of its own. */
+  readonly answer?: SettledAnswer | undefined;
+}
+
+/** What a push delivery brought back. */
+export interface SettledAnswer {
+  /** HTTP status; null where there was no answer. */
+  readonly status: number | null;
+  readonly durationMs: number;
+  /** The first bytes of the answer's body; null for none. */
+  readonly response: Buffer | null;
 }
 
 /** `dead`: nacked for the last time, or rejected. `lease_lost`: nothing was changed. */
-export type SettleResult = 'acked' | 'nacked' | 'released' | 'dead' | 'lease_lost';
+export type SettleResult = 'acked' | 'nacked' | 'released' | 'deferred' | 'dead' | 'lease_lost';
 
 interface SettleRow {
   element: number;
-  outcome: 'acked' | 'nacked' | 'released' | 'dead';
+  outcome: Exclude<SettleResult, 'lease_lost'>;
   lost: number[];
 }
 
@@ -35,8 +47,12 @@ export async function settle(
   topicId: number,
   subscriptionId: number,
   settlements: readonly Settlement[],
+  /** The process that settles, as the attempts show it; pull consumers are not known by name. */
+  worker?: string,
 ): Promise<SettleResult[]> {
   const { elements, repeats } = groupByEntry(settlements);
+  const answers = elements.map((each) => each.settlement.answer);
+  const isPush = answers.some((answer) => answer !== undefined);
   const { rows } =
     await sql<SettleRow>`select element, outcome, lost from broker.settle(${topicId}, ${subscriptionId},
     ${elements.map((each) => each.settlement.lease.publish_id)}::bigint[],
@@ -46,7 +62,12 @@ export async function settle(
     ${elements.map((each) => `{${each.ordinals.join(',')}}`)}::text[],
     ${elements.map((each) => each.settlement.outcome)}::text[],
     ${elements.map((each) => each.settlement.delayMs ?? null)}::bigint[],
-    ${elements.map((each) => each.settlement.error ?? null)}::text[], null)`.execute(db);
+    ${elements.map((each) => each.settlement.error ?? null)}::text[],
+    ${isPush ? answers.map((each) => each?.status ?? null) : null}::int[],
+    ${isPush ? answers.map((each) => each?.durationMs ?? null) : null}::int[],
+    ${isPush ? answers.map((each) => each?.response ?? null) : null}::bytea[], ${worker ?? null})`.execute(
+      db,
+    );
   const results = Array.from<SettleResult>({ length: settlements.length }).fill('lease_lost');
   for (const row of rows) {
     const element = elements[row.element - 1];
@@ -63,13 +84,16 @@ export async function settle(
   return results;
 }
 
-/** One element per entry, generation, outcome, delay and error: an entry of 100 that is acked whole is one element. */
+/**
+ * One element per entry, generation, outcome, delay and error: an entry of 100 that is acked whole is one element. A push
+ * delivery is one by itself.
+ */
 function groupByEntry(settlements: readonly Settlement[]) {
   const elements = new Map<string, Element>();
   const firsts = new Map<string, number>();
   const repeats: [position: number, first: number][] = [];
   settlements.forEach((settlement, position) => {
-    const { lease, outcome, delayMs, error } = settlement;
+    const { lease, outcome, delayMs, error, answer } = settlement;
     const entry = `${lease.publish_id}-${lease.entry_id}-${lease.generation}`;
     const event = `${entry}-${lease.ordinal}`;
     const first = firsts.get(event);
@@ -78,7 +102,8 @@ function groupByEntry(settlements: readonly Settlement[]) {
       return;
     }
     firsts.set(event, position);
-    const key = `${entry} ${outcome} ${delayMs ?? ''} ${error ?? ''}`;
+    const key =
+      answer === undefined ? `${entry} ${outcome} ${delayMs ?? ''} ${error ?? ''}` : event;
     const element = elements.get(key) ?? { settlement, ordinals: [], positions: [] };
     element.ordinals.push(lease.ordinal);
     element.positions.push(position);

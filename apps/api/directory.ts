@@ -3,7 +3,7 @@ import type { Database } from '#db/client.ts';
 import { findSubscription, type SubscriptionRow } from '#db/subscriptions.ts';
 import { findTopic, type TopicRow } from '#db/topics.ts';
 import type { ChangeKind } from '#db/wakeups.ts';
-import { LookupCache } from './lookup-cache.ts';
+import { LookupCache } from '#runtime/lookup-cache.ts';
 
 export type DirectoryTopic = Pick<TopicRow, 'id' | 'name' | 'max_backlog'> &
   Pick<TopicRow, 'deduplication_seconds' | 'deduplicate_event_ids' | 'retention_seconds'>;

@@ -3,7 +3,7 @@ import type { Leadership } from '#db/leader.ts';
 import type { Logger } from '#runtime/logger.ts';
 import { startLoop } from '#runtime/loop.ts';
 import { duties } from './duties.ts';
-import type { Outage } from './outage.ts';
+import type { Outage } from '#runtime/outage.ts';
 import type { Duty, DutyRun, Term } from './term.ts';
 
 export interface DutyLoopsOptions {

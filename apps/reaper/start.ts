@@ -12,7 +12,7 @@ import { createOpsHandlers, startOpsServer } from '#runtime/ops-server.ts';
 import type { ProcessKit } from '#runtime/process.ts';
 import { version } from '#runtime/version.ts';
 import { Reaper } from './leadership.ts';
-import { Outage } from './outage.ts';
+import { Outage } from '#runtime/outage.ts';
 
 export interface ReaperDependencies extends ProcessKit {
   /** Metrics of a process that serves them itself; without them the reaper serves its own on HEALTH_PORT. */

@@ -118,7 +118,16 @@ const textRules = {
   'postgres-url': (text) => checkUrl(text, ['postgres:', 'postgresql:']),
   'http-url': (text) => checkUrl(text, ['http:', 'https:']),
   origin: checkOrigin,
-  cidr: checkCidr,
+  cidr: (text) =>
+    checkCidr(text) ??
+    (text.endsWith('/0')
+      ? 'must not cover every address: each client could forge its own'
+      : undefined),
+  'target-cidr': checkCidr,
+  'encryption-key': (text) =>
+    /^[A-Za-z0-9+/]{43}=$/.test(text)
+      ? undefined
+      : 'must be 32 random bytes in base64 (openssl rand -base64 32)',
   'header-text': (text) =>
     /^[\x21-\x7e]+$/.test(text) ? undefined : 'must be printable ASCII without spaces',
 } satisfies Record<NonNullable<VariableSchema['check']>, (text: string) => string | undefined>;
@@ -150,8 +159,5 @@ function checkCidr(text: string): string | undefined {
     isIP(address) !== 0 &&
     rest.length === 0 &&
     (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= bits));
-  if (!isValid) return 'must be addresses or CIDR ranges such as 10.0.0.0/8';
-  return prefix !== undefined && Number(prefix) === 0
-    ? 'must not cover every address: each client could forge its own'
-    : undefined;
+  return isValid ? undefined : 'must be addresses or CIDR ranges such as 10.0.0.0/8';
 }

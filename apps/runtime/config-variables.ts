@@ -32,7 +32,7 @@ const commonVariables = {
     check: 'postgres-url',
     shown: 'postgres://broker:password@127.0.0.1:5432/broker',
     description:
-      'PostgreSQL 15 to 18. Needed by api, reaper and migrate; npm start runs its own without it.',
+      'PostgreSQL 15 to 18. Needed by api, worker, reaper and migrate; npm start runs its own without it.',
   }),
   DATABASE_DIRECT_URL: Type.String({
     secret: true,
@@ -198,22 +198,51 @@ const deliveryVariables = {
     earlier: '2',
     description: 'Default factor from one wait to the next.',
   }),
+};
+
+const pushVariables = {
+  ALLOW_PRIVATE_TARGETS: Type.Array(Type.String({ check: 'target-cidr' }), {
+    default: [],
+    description:
+      'Addresses or CIDR ranges, with commas between, that push may reach although they are private, loopback or otherwise not of the internet; npm start on its own database opens loopback unless it is set.',
+  }),
+  SECRET_ENCRYPTION_KEY: Type.String({
+    secret: true,
+    check: 'encryption-key',
+    shown: 'the-output-of-openssl-rand-base64-32',
+    description:
+      'Encrypts the signing secrets of push subscriptions in the database; without one only the owner role can read them there. The same for api and worker.',
+  }),
+};
+
+const workerVariables = {
   WORKER_COUNT: Type.Integer({
     minimum: 1,
     maximum: 100_000,
-    default: 32,
+    default: 128,
     earlier: '8',
-    description: 'Push deliveries in flight per worker; no effect until there is push delivery.',
+    description:
+      'Push deliveries in flight per worker; one subscription gets three quarters of them at most.',
+  }),
+  WORKER_BUFFER_BYTES_MAX: Type.Integer({
+    minimum: 1_048_576,
+    maximum: 4_294_967_296,
+    default: 67_108_864,
+    description: 'Bytes of events that one worker holds, in flight and waiting for their turn.',
+  }),
+};
+
+const healthVariables = {
+  HEALTH_PORT: Type.Integer({
+    minimum: 0,
+    maximum: 65_535,
+    shown: '9401',
+    description:
+      "Port of a worker's (9401) or a reaper's (9402) own health and metrics; 0 takes any free one.",
   }),
 };
 
 const reaperVariables = {
-  HEALTH_PORT: Type.Integer({
-    minimum: 0,
-    maximum: 65_535,
-    default: 9402,
-    description: "Port of the reaper's own health and metrics; 0 takes any free one.",
-  }),
   REAPER_INTERVAL_MS: Type.Integer({
     minimum: 10,
     maximum: 60_000,
@@ -250,6 +279,9 @@ export const variableGroups = {
   'HTTP (api)': httpVariables,
   'Limits (api)': limitVariables,
   'Delivery: defaults of new subscriptions (api)': deliveryVariables,
+  'Push (api and worker)': pushVariables,
+  Worker: workerVariables,
+  'Worker and reaper': healthVariables,
   Reaper: reaperVariables,
   'npm start': dataVariables,
   'npm run demo': demoVariables,
@@ -260,6 +292,9 @@ export const variables = {
   ...httpVariables,
   ...limitVariables,
   ...deliveryVariables,
+  ...pushVariables,
+  ...workerVariables,
+  ...healthVariables,
   ...reaperVariables,
   ...dataVariables,
   ...demoVariables,
@@ -281,7 +316,15 @@ export type VariableSchema = {
   readonly default?: unknown;
   readonly description?: string;
   readonly secret?: true;
-  readonly check?: 'host' | 'postgres-url' | 'http-url' | 'origin' | 'cidr' | 'header-text';
+  readonly check?:
+    | 'host'
+    | 'postgres-url'
+    | 'http-url'
+    | 'origin'
+    | 'cidr'
+    | 'target-cidr'
+    | 'header-text'
+    | 'encryption-key';
   readonly shown?: string;
   readonly earlier?: string;
 };

@@ -44,6 +44,18 @@ const apiNames = [
   'BASE_BACKOFF_MS',
   'MAX_BACKOFF_MS',
   'BACKOFF_MULTIPLIER',
+  'ALLOW_PRIVATE_TARGETS',
+  'SECRET_ENCRYPTION_KEY',
+] as const satisfies VariableName[];
+
+const workerNames = [
+  ...commonNames,
+  'HOST',
+  'HEALTH_PORT',
+  'ALLOW_PRIVATE_TARGETS',
+  'SECRET_ENCRYPTION_KEY',
+  'WORKER_COUNT',
+  'WORKER_BUFFER_BYTES_MAX',
 ] as const satisfies VariableName[];
 
 const reaperNames = [
@@ -53,13 +65,13 @@ const reaperNames = [
   'REAPER_INTERVAL_MS',
 ] as const satisfies VariableName[];
 
-// WORKER_COUNT is known, so that a configuration of the earlier broker is not refused.
 const standaloneNames = [
   ...apiNames,
   'HEALTH_PORT',
+  'WORKER_COUNT',
+  'WORKER_BUFFER_BYTES_MAX',
   'REAPER_INTERVAL_MS',
   'DATA_DIR',
-  'WORKER_COUNT',
 ] as const satisfies VariableName[];
 
 const demoNames = ['NODE_ENV', 'LOG_LEVEL', 'DATA_DIR', ...demoOnlyNames] as const;
@@ -68,6 +80,7 @@ type OptionalName =
   | 'DATABASE_URL'
   | 'DATABASE_DIRECT_URL'
   | 'ADMIN_API_KEY'
+  | 'SECRET_ENCRYPTION_KEY'
   | 'BROKER_URL'
   | 'API_KEY';
 
@@ -82,6 +95,7 @@ type Config<Name extends VariableName, Required extends VariableName = never> = 
 };
 
 export type ApiConfig = Config<(typeof apiNames)[number], 'DATABASE_URL'>;
+export type WorkerConfig = Config<(typeof workerNames)[number], 'DATABASE_URL'>;
 export type ReaperConfig = Config<(typeof reaperNames)[number], 'DATABASE_URL'>;
 export type StandaloneConfig = Config<(typeof standaloneNames)[number]>;
 export type MigrateConfig = Config<(typeof commonNames)[number], 'DATABASE_URL'>;
@@ -103,18 +117,39 @@ export function loadApiConfig(env: Environment): ApiConfig {
   return load(env, { names: apiNames, required: ['DATABASE_URL'], host: '0.0.0.0' }) as ApiConfig;
 }
 
+/** Reads the configuration of the worker from `env`; throws `ConfigError` with every fault in it. */
+export function loadWorkerConfig(env: Environment): WorkerConfig {
+  const config = load(env, {
+    names: workerNames,
+    required: ['DATABASE_URL'],
+    host: '0.0.0.0',
+    healthPort: 9401,
+  });
+  return config as WorkerConfig;
+}
+
 /** Reads the configuration of the reaper from `env`; throws `ConfigError` with every fault in it. */
 export function loadReaperConfig(env: Environment): ReaperConfig {
-  const config = load(env, { names: reaperNames, required: ['DATABASE_URL'], host: '0.0.0.0' });
+  const config = load(env, {
+    names: reaperNames,
+    required: ['DATABASE_URL'],
+    host: '0.0.0.0',
+    healthPort: 9402,
+  });
   return config as ReaperConfig;
 }
 
 /**
- * Reads the configuration of `npm start` (API and reaper in one process, on an own PostgreSQL
+ * Reads the configuration of `npm start` (API, worker and reaper in one process, on an own PostgreSQL
  * unless `DATABASE_URL` is set) from `env`; throws `ConfigError` with every fault in it.
  */
 export function loadStandaloneConfig(env: Environment): StandaloneConfig {
-  const config = load(env, { names: standaloneNames, required: [], host: '127.0.0.1' });
+  const config = load(env, {
+    names: standaloneNames,
+    required: [],
+    host: '127.0.0.1',
+    healthPort: 9402,
+  });
   return config as StandaloneConfig;
 }
 
@@ -133,6 +168,7 @@ type Process = {
   readonly names: readonly VariableName[];
   readonly required: readonly VariableName[];
   readonly host: string;
+  readonly healthPort?: number;
 };
 
 // Values are checked for all processes and not only for this one: they usually share one `.env`,
@@ -173,6 +209,7 @@ function fillDefaults(values: Map<VariableName, unknown>, wanted: Process): void
     .slice(0, 30);
   const computed = {
     HOST: wanted.host,
+    HEALTH_PORT: wanted.healthPort,
     INSTANCE: `${host}-${process.pid}`,
     ENABLE_RATE_LIMIT: values.get('NODE_ENV') === 'production',
   } satisfies Partial<Record<VariableName, unknown>>;

@@ -3,9 +3,9 @@ create or replace function broker.bury(p_topic_id int, p_now timestamptz, p_dyin
 language plpgsql as $$
 begin
   insert into broker.dead_letter (event_id, origin_id, died_at, published_at, topic_id, subscription_id, attempts, reason,
-    last_error, type, ce_id, source, subject, "time", datacontenttype, dataschema, ordering_key, extensions, traceparent,
+    last_error, last_status, type, ce_id, source, subject, "time", datacontenttype, dataschema, ordering_key, extensions, traceparent,
     tracestate, data, data_binary)
-  select e.id, e.origin_id, p_now, e.published_at, p_topic_id, d.subscription_id, d.attempts, d.reason, d.error, e.type,
+  select e.id, e.origin_id, p_now, e.published_at, p_topic_id, d.subscription_id, d.attempts, d.reason, d.error, d.status, e.type,
       e.ce_id, e.source, e.subject, e."time", e.datacontenttype, e.dataschema, e.ordering_key, e.extensions, e.traceparent,
       e.tracestate, e.data, e.data_binary
     from unnest(p_dying) d

@@ -7,7 +7,9 @@
 --  * The rows are found again by their full primary key out of arrays: joins, ctid and UPDATE ... FROM flip to a scan of
 --    everything on a table that was analysed when it was small.
 --  * `offset 0` keeps the planner from flattening the read of the events into a hash join over the whole table.
---  * An isolated event travels alone: it ends a claim that already holds something, and nothing follows it.
+--  * An isolated event travels alone: it ends a claim that already holds something, and nothing follows it. Not so for a
+--    worker, which sends each event in a request of its own.
+--  * A worker that was marked as gone claims nothing more: what it holds is being taken over, and that ends some time.
 --
 -- One row per event. `due_at` of the last row is what the caller remembers as its mark; `more` says that something due is left.
 create or replace function broker.claim(
@@ -54,6 +56,11 @@ declare
      order by q.available_at, q.id
        for update skip locked;
 begin
+  if p_leased_by is not null and not exists (
+    select from broker.worker w where w.instance = p_leased_by and w.gone_at is null
+  ) then
+    raise exception 'the worker % is gone', p_leased_by using errcode = 'BR002';
+  end if;
   for i in 1 .. cardinality(p_subscription_ids) loop
     v_subscription_id := p_subscription_ids[i];
     continue when not exists (
@@ -72,7 +79,7 @@ begin
     loop
       fetch v_candidates into v_entry;
       exit when not found;
-      v_more := cardinality(v_entry_ids) > 0 and (v_entry.isolated or v_byte_room <= 0);
+      v_more := cardinality(v_entry_ids) > 0 and (v_byte_room <= 0 or v_entry.isolated and p_leased_by is null);
       exit when v_more;
       v_take := least(v_entry.event_count, v_event_room,
         greatest(1, v_entry.event_count * greatest(v_byte_room, 0) / v_entry.bytes));
@@ -83,7 +90,7 @@ begin
       if v_take < v_entry.event_count then
         v_cut_id := v_entry.id;
       end if;
-      v_more := v_take < v_entry.event_count or v_event_room = 0 or v_entry.isolated;
+      v_more := v_take < v_entry.event_count or v_event_room = 0 or v_entry.isolated and p_leased_by is null;
       exit when v_more;
     end loop;
     close v_candidates;

@@ -1,5 +1,7 @@
 -- Ends leases: element i says what became of some events (p_ordinals[i], as '{0,1,2}') of one leased entry.
--- Outcomes: acked | nacked (a delay, or null for the policy's backoff) | released (not begun) | rejected (dead letter now).
+-- Outcomes: acked | nacked (a delay, or null for the policy's backoff) | released (not begun) | rejected (dead letter now) |
+-- deferred (the receiver asked for a delay, of an hour at most: costs no attempt, but from the tenth in a row on it is a nack).
+-- A push delivery is an element of its own, with the status and the first bytes of its answer and how long it took.
 --
 -- Why this shape
 --  * The rows are locked in key order first and looked at in a statement of its own: in one statement the look would be of
@@ -22,6 +24,9 @@ create or replace function broker.settle(
   p_outcomes text[],
   p_delays_ms bigint[],
   p_errors text[],
+  p_statuses int[],
+  p_durations_ms int[],
+  p_responses bytea[],
   p_worker text
 ) returns table (element int, outcome text, settled smallint[], lost smallint[])
 language plpgsql
@@ -70,14 +75,19 @@ begin
           when u.outcome = 'acked' then 'acked'
           when u.outcome = 'released' then 'released'
           when u.outcome = 'rejected' then 'rejected'
+          when u.outcome = 'deferred' and q.deferrals < 9 then 'deferred'
           when q.attempt >= v_subscription.max_attempts then 'exhausted'
           else 'nacked' end,
-        case when u.outcome = 'nacked' then u.delay_ms end, u.error)::broker.settle_part order by u.ordinality)
+        case u.outcome when 'nacked' then u.delay_ms when 'deferred' then least(u.delay_ms, 3600000) end,
+        u.error, u.status, u.duration_ms, u.response)::broker.settle_part order by u.ordinality)
       into v_parts
     from (
-      select x.publish_id, x.entry_id, x.generation, x.ordinals::smallint[] as ordinals, x.outcome, x.delay_ms, x.error, x.ordinality
-        from unnest(p_publish_ids, p_entry_ids, p_generations, p_ordinals, p_outcomes, p_delays_ms, p_errors)
-          with ordinality x(publish_id, entry_id, generation, ordinals, outcome, delay_ms, error, ordinality)
+      select x.publish_id, x.entry_id, x.generation, x.ordinals::smallint[] as ordinals, x.outcome, x.delay_ms, x.error,
+          x.status, x.duration_ms, x.response, x.ordinality
+        from unnest(p_publish_ids, p_entry_ids, p_generations, p_ordinals, p_outcomes, p_delays_ms, p_errors,
+            p_statuses, p_durations_ms, p_responses)
+          with ordinality x(publish_id, entry_id, generation, ordinals, outcome, delay_ms, error, status, duration_ms,
+            response, ordinality)
     ) u
     cross join lateral (
       select q.* from broker.queue q
@@ -89,7 +99,7 @@ begin
   if v_parts is not null then
     perform broker.assert_settled_once(v_parts);
 
-    if exists (select from unnest(v_parts) p where p.outcome in ('nacked', 'released') and p.hit <> '{}') then
+    if exists (select from unnest(v_parts) p where p.outcome in ('nacked', 'released', 'deferred') and p.hit <> '{}') then
       insert into broker.queue (topic_id, publish_id, subscription_id, ordinals, event_count, bytes, available_at,
         attempt, deferrals, isolated, retention_class)
       select p_topic_id, g.publish_id, p_subscription_id, g.ordinals, cardinality(g.ordinals),
@@ -100,31 +110,32 @@ begin
             -- full jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
             else v_now + random() * interval '1 millisecond' * least(v_subscription.maximum_backoff_ms,
               v_subscription.minimum_backoff_ms * power(v_subscription.backoff_multiplier, least(g.attempt - 1, 64))) end,
-          case when g.outcome = 'released' then g.attempt - 1 else g.attempt end,
-          g.deferrals, g.isolated and g.outcome = 'released', g.retention_class
+          case when g.outcome = 'nacked' then g.attempt else g.attempt - 1 end,
+          case when g.outcome = 'deferred' then g.deferrals + 1 else g.deferrals end, g.isolated and g.outcome = 'released', g.retention_class
         from (
           select p.publish_id, p.entry_id, p.outcome, p.delay_ms, p.attempt, p.deferrals, p.isolated, p.retention_class, p.bytes,
               cardinality(p.held) as held, array_agg(o order by o) as ordinals
             from unnest(v_parts) p, unnest(p.hit) o
-           where p.outcome in ('nacked', 'released')
+           where p.outcome in ('nacked', 'released', 'deferred')
            group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
         ) g;
     end if;
 
     v_dying := array(
       select row(p_subscription_id, p.retention_class, (p.publish_id << 10) + o, p.attempt,
-          case p.outcome when 'rejected' then 'rejected' else 'max_attempts' end, p.error)::broker.dying_event
+          case p.outcome when 'rejected' then 'rejected' else 'max_attempts' end, p.error,
+          p.status)::broker.dying_event
         from unnest(v_parts) p, unnest(p.hit) o where p.outcome in ('rejected', 'exhausted'));
     if v_dying <> '{}' then
       perform broker.bury(p_topic_id, v_now, v_dying);
     end if;
 
     insert into broker.attempt (topic_id, subscription_id, publish_id, entry_id, generation, attempt, retention_class,
-      first_ordinal, ordinals, outcome, settled_at, worker, error)
+      first_ordinal, ordinals, outcome, settled_at, worker, error, status, duration_ms, response)
     select p_topic_id, p_subscription_id, p.publish_id, p.entry_id, p.generation, p.attempt, p.retention_class,
         p.hit[1], p.hit,
         case when p.outcome in ('rejected', 'exhausted') then 'dead' else p.outcome end::broker.attempt_outcome,
-        v_now, p_worker, p.error
+        v_now, p_worker, p.error, p.status, p.duration_ms, p.response
       from unnest(v_parts) p where p.hit <> '{}';
 
     select array_agg(g.publish_id) filter (where g.whole), array_agg(g.entry_id) filter (where g.whole),

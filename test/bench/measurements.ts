@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { claim } from '#db/claim.ts';
 import { publishBatch } from '#db/publish.ts';
 import { settle } from '#db/settle.ts';
-import { LowWaterMarks } from '../../apps/api/receive/low-water-marks.ts';
+import { LowWaterMarks } from '#db/low-water-marks.ts';
 import { copyInto, copyRows } from './copy-into.ts';
 import { batchBody, eventBody, newEvents } from './events.ts';
 import { HttpConnection, type HttpTarget, postRequest } from './http-connection.ts';

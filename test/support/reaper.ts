@@ -5,7 +5,7 @@ import { createWakeups, type Wakeups } from '#db/wakeups.ts';
 import { createMetrics, type Metrics } from '#runtime/metrics.ts';
 import { duties, type DutyName } from '../../apps/reaper/duties.ts';
 import { Reaper } from '../../apps/reaper/leadership.ts';
-import { Outage } from '../../apps/reaper/outage.ts';
+import { Outage } from '#runtime/outage.ts';
 import type { Duty } from '../../apps/reaper/term.ts';
 import { openVerbDatabase } from './verbs.ts';
 

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { LookupCache } from '../../apps/api/lookup-cache.ts';
+import { LookupCache } from '#runtime/lookup-cache.ts';
 
 // the monotonic clock that times are kept by; timers are real
 beforeEach(() => void vi.useFakeTimers({ toFake: ['performance'] }));

@@ -10,7 +10,7 @@ import {
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
 import { BlockedKeys } from './blocked-keys.ts';
-import { GroupCommit, type Weighed } from './group-commit.ts';
+import { GroupCommit, type Weighed } from '#runtime/group-commit.ts';
 
 export interface TopicRef {
   readonly id: number;

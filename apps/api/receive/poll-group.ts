@@ -3,7 +3,7 @@ import type { Database } from '#db/client.ts';
 import { idleMark } from '#db/mark.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
-import type { LowWaterMarks } from './low-water-marks.ts';
+import type { LowWaterMarks } from '#db/low-water-marks.ts';
 import type { Settler, SubscriptionRef } from './settler.ts';
 
 /** One receive request that has not been answered. Answering it removes it from its group. */

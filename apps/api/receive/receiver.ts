@@ -2,7 +2,7 @@ import type { ClaimedEvent } from '#db/claim.ts';
 import type { Database } from '#db/client.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
-import { LowWaterMarks } from './low-water-marks.ts';
+import { LowWaterMarks } from '#db/low-water-marks.ts';
 import { PollGroup, type Poll, type PollGroupOptions } from './poll-group.ts';
 import { Problem } from '../problems.ts';
 import type { Settler, SubscriptionRef } from './settler.ts';

@@ -6,7 +6,7 @@ import type { Lease } from '#db/lease.ts';
 import { settle, type SettleResult, type Settlement } from '#db/settle.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics, SettleOutcome } from '#runtime/metrics.ts';
-import { GroupCommit, type Weighed } from '../publish/group-commit.ts';
+import { GroupCommit, type Weighed } from '#runtime/group-commit.ts';
 
 export interface SubscriptionRef {
   readonly id: number;

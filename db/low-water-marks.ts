@@ -1,4 +1,4 @@
-import type { ClaimedEvent } from '#db/claim.ts';
+import type { ClaimedEvent } from './claim.ts';
 
 export interface LowWaterMarkOptions {
   /** Longer than any statement can run: nothing becomes waiting longer ago than that. */

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { ClaimedEvent } from '#db/claim.ts';
-import { LowWaterMarks } from '../../apps/api/receive/low-water-marks.ts';
+import { LowWaterMarks } from '#db/low-water-marks.ts';
 
 const dueAt = (...times: string[]) => times.map((due_at) => ({ due_at }) as ClaimedEvent);
 const make = () => new LowWaterMarks({ lookBackMs: 10_000, lookBackEveryMs: 2000, keptMs: 60_000 });
