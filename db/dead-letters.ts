@@ -57,7 +57,16 @@ function selectDeadLetters(db: Database, topicId: number, subscriptionId: number
   return db
     .selectFrom('dead_letter')
     .select(['id', 'event_id', 'origin_id', 'died_at', 'published_at', 'attempts', 'reason'])
-    .select(['last_error', 'type', 'ce_id', 'source', 'subject', 'time', 'datacontenttype'])
+    .select([
+      'last_error',
+      'last_status',
+      'type',
+      'ce_id',
+      'source',
+      'subject',
+      'time',
+      'datacontenttype',
+    ])
     .select(['dataschema', 'ordering_key', 'extensions', 'traceparent', 'tracestate'])
     .select(['data', 'data_binary'])
     .where('topic_id', '=', topicId)

@@ -7,6 +7,7 @@ import pg from 'pg';
  * - `lock_timeout`, `statement_timeout`: given up and rolled back.
  * - `term_over`: a duty showed the term of a leader that is not leading any more.
  * - `worker_gone`: a claim named a worker whose leases are being taken over.
+ * - `no_subscription`, `job_unfinished`: what an operator's function says of its arguments.
  * - `missing_partition`: an event fell into a span that has no partition yet.
  * - `conflict`: a unique or foreign key, a serialization failure or a deadlock.
  * - `defect`: everything else; a fault of ours.
@@ -18,6 +19,8 @@ export type DatabaseFault =
   | 'statement_timeout'
   | 'term_over'
   | 'worker_gone'
+  | 'no_subscription'
+  | 'job_unfinished'
   | 'missing_partition'
   | 'conflict'
   | 'defect';
@@ -37,6 +40,8 @@ const faultsBySqlState: Readonly<Record<string, DatabaseFault>> = {
   '57014': 'statement_timeout',
   BR001: 'term_over',
   BR002: 'worker_gone',
+  BR003: 'no_subscription',
+  BR004: 'job_unfinished',
   '23514': 'missing_partition',
   '23505': 'conflict',
   '23503': 'conflict',
@@ -63,10 +68,18 @@ export function faultOf(error: unknown): DatabaseFault {
   return faultsBySqlState[code] ?? 'defect';
 }
 
+const lasting: readonly DatabaseFault[] = [
+  'defect',
+  'term_over',
+  'worker_gone',
+  'no_subscription',
+  'job_unfinished',
+];
+
 /** Whether the same call may succeed a little later without anybody changing anything. */
 export function isTransient(error: unknown): boolean {
   const fault = faultOf(error);
-  return fault !== 'defect' && fault !== 'term_over' && fault !== 'worker_gone';
+  return !lasting.includes(fault);
 }
 
 /** Whether the connection that an error came over can be used no more. */

@@ -1,6 +1,6 @@
 import { type Selectable, sql } from 'kysely';
 import type { Database } from './client.ts';
-import type { Event } from './schema.ts';
+import type { AttemptOutcome, Event } from './schema.ts';
 
 /** An event as it is kept. `data` and `extensions` are JSON text. */
 export type StoredEvent = Omit<Selectable<Event>, 'topic_id' | 'id'> & {
@@ -24,7 +24,27 @@ export interface Delivery {
   readonly last_attempt_at: string | null;
   readonly last_error: string | null;
   readonly dead_letter_id: string | null;
+  /** Its attempts that have ended, oldest first; the last 100. */
+  readonly history: readonly AttemptRow[];
 }
+
+/** How one try of a delivery ended. */
+export interface AttemptRow {
+  readonly attempt: number;
+  readonly outcome: AttemptOutcome;
+  readonly settled_at: string;
+  /** The process that had the lease; null for a pull consumer. */
+  readonly worker: string | null;
+  /** Push: of the answer; null where none came. */
+  readonly status: number | null;
+  /** Push: how long the request took. */
+  readonly duration_ms: number | null;
+  readonly error: string | null;
+  /** Push: the first bytes of the answer's body. */
+  readonly response: Buffer | null;
+}
+
+const historyMax = 100;
 
 // An id does not say how long its event is kept, so each class is probed; all of them are one index look-up each.
 const retentionClasses = sql`array[1, 24, 168, 720, 2160, 8760]::smallint[]`;
@@ -65,8 +85,8 @@ export async function listDeliveries(
   if (event === undefined) return undefined;
   const publishId = (BigInt(eventId) >> 10n).toString();
   const ordinal = Number(BigInt(eventId) & 1023n);
-  const { rows } = await sql<Delivery>`
-    select s.name as subscription,
+  const { rows } = await sql<Omit<Delivery, 'history'> & { subscription_id: number }>`
+    select s.id as subscription_id, s.name as subscription,
         case
           when q.found and q.lease_expires_at is null then 'waiting'
           when q.found then 'leased'
@@ -105,5 +125,48 @@ export async function listDeliveries(
      where s.topic_id = ${topicId} and s.state <> 'deleted'
        and (q.found or d.id is not null or a.outcome is not null)
      order by s.name`.execute(db);
-  return rows;
+  const histories = await readHistories(db, topicId, {
+    retentionClass: event.retention_class,
+    publishId,
+    ordinal,
+    subscriptionIds: rows.map((row) => row.subscription_id),
+  });
+  return rows.map(({ subscription_id: id, ...delivery }) => {
+    return { ...delivery, history: histories.get(id) ?? [] };
+  });
+}
+
+interface HistoryOf {
+  readonly retentionClass: number;
+  readonly publishId: string;
+  readonly ordinal: number;
+  readonly subscriptionIds: readonly number[];
+}
+
+/** One short look along the attempts' primary key per subscription. */
+async function readHistories(
+  db: Database,
+  topicId: number,
+  { retentionClass, publishId, ordinal, subscriptionIds }: HistoryOf,
+): Promise<Map<number, AttemptRow[]>> {
+  const { rows } = await sql<AttemptRow & { subscription_id: number }>`
+    select s.id as subscription_id, a.attempt, a.outcome, a.settled_at, a.worker, a.status, a.duration_ms, a.error, a.response
+      from unnest(${subscriptionIds}::int[]) s(id)
+      cross join lateral (
+        select a.*
+          from broker.attempt a
+         where a.topic_id = ${topicId} and a.retention_class = ${retentionClass}::smallint
+           and a.publish_id = ${publishId}::bigint and a.subscription_id = s.id
+           and ${ordinal}::smallint = any (a.ordinals)
+         order by a.settled_at desc, a.generation desc
+         limit ${historyMax}
+      ) a
+     order by a.settled_at, a.generation`.execute(db);
+  const histories = new Map<number, AttemptRow[]>();
+  for (const { subscription_id: id, ...attempt } of rows) {
+    const history = histories.get(id) ?? [];
+    histories.set(id, history);
+    history.push(attempt);
+  }
+  return histories;
 }

@@ -4,6 +4,7 @@ import { faultOf } from './errors.ts';
 import { ensurePartitions } from './partitions.ts';
 
 export interface Redriven {
+  /** 0 where nothing of the job is left, and where its rate allows nothing yet. */
   readonly redriven: number;
   /** Nothing of the job is left. */
   readonly finished: boolean;
@@ -12,7 +13,7 @@ export interface Redriven {
 }
 
 /**
- * Publishes up to `limit` (<= 100) dead letters of a job again. Throws `term_over` when `term` is not the leader's any more.
+ * Publishes up to `limit` (<= 100) dead letters of a job again, or as many as its rate allows. Throws `term_over` when `term` is not the leader's any more.
  * Ids that exist already and a span without a partition are met once with another try, as in a publish.
  */
 export async function redrive(

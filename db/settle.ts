@@ -47,8 +47,6 @@ export async function settle(
   topicId: number,
   subscriptionId: number,
   settlements: readonly Settlement[],
-  /** The process that settles, as the attempts show it; pull consumers are not known by name. */
-  worker?: string,
 ): Promise<SettleResult[]> {
   const { elements, repeats } = groupByEntry(settlements);
   const answers = elements.map((each) => each.settlement.answer);
@@ -65,9 +63,7 @@ export async function settle(
     ${elements.map((each) => each.settlement.error ?? null)}::text[],
     ${isPush ? answers.map((each) => each?.status ?? null) : null}::int[],
     ${isPush ? answers.map((each) => each?.durationMs ?? null) : null}::int[],
-    ${isPush ? answers.map((each) => each?.response ?? null) : null}::bytea[], ${worker ?? null})`.execute(
-      db,
-    );
+    ${isPush ? answers.map((each) => each?.response ?? null) : null}::bytea[])`.execute(db);
   const results = Array.from<SettleResult>({ length: settlements.length }).fill('lease_lost');
   for (const row of rows) {
     const element = elements[row.element - 1];

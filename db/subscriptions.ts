@@ -1,8 +1,20 @@
 import { type Selectable, sql } from 'kysely';
 import type { Database } from './client.ts';
-import type { Subscription, SubscriptionType } from './schema.ts';
+import { faultOf } from './errors.ts';
+import { insertPushSecret, type PushSecretRow } from './push-secrets.ts';
+import type { PushMode, Subscription, SubscriptionType } from './schema.ts';
 import { likePatterns, type NamePage } from './topics.ts';
 import { announceChange } from './wakeups.ts';
+
+/** Where and how the events of a push subscription are sent. */
+export interface PushSettings {
+  readonly endpoint: string;
+  readonly mode: PushMode;
+  /** Sent with every request. */
+  readonly headers: Readonly<Record<string, string>>;
+  /** For the whole request, 100 to 60,000. */
+  readonly timeout_ms: number;
+}
 
 /** What of a subscription can be set; a PUT sets all of it. */
 export interface SubscriptionSettings {
@@ -13,8 +25,12 @@ export interface SubscriptionSettings {
   readonly minimum_backoff_ms: number;
   readonly maximum_backoff_ms: number;
   readonly backoff_multiplier: number;
+  /** Push: whether answers such as 400 are tried again instead of becoming a dead letter at once. */
+  readonly retry_client_errors: boolean;
   readonly backpressure: boolean;
   readonly on_expiry: 'drop' | 'dead_letter';
+  /** Of a push subscription, and null of any other. */
+  readonly push: PushSettings | null;
 }
 
 export interface NewSubscription {
@@ -23,14 +39,17 @@ export interface NewSubscription {
   readonly topic: string;
   readonly type: SubscriptionType;
   readonly settings: SubscriptionSettings;
+  /** Of a push subscription: seals its secret for the id that it gets. Not called where it exists already: it keeps its own. */
+  readonly sealSecret?: ((subscriptionId: number) => PushSecretRow) | undefined;
 }
 
-export type SubscriptionRow = Omit<
-  Selectable<Subscription>,
-  'filter' | 'filter_attributes' | 'filter_type' | 'deleted_at' | 'purged_at'
-> & {
+type NotShown = 'filter_attributes' | 'filter_type' | 'deleted_at' | 'purged_at';
+type PushColumn = 'push_endpoint' | 'push_mode' | 'push_headers' | 'push_timeout_ms';
+
+export type SubscriptionRow = Omit<Selectable<Subscription>, 'filter' | NotShown | PushColumn> & {
   readonly topic: string;
   readonly filter: SubscriptionSettings['filter'];
+  readonly push: PushSettings | null;
 };
 
 export type PutSubscriptionResult =
@@ -49,9 +68,9 @@ export type PutSubscriptionResult =
  */
 export async function putSubscription(
   db: Database,
-  { name, topic, type, settings }: NewSubscription,
+  { name, topic, type, settings, sealSecret }: NewSubscription,
 ): Promise<PutSubscriptionResult> {
-  const values = { ...settings, filter: filterText(settings.filter) };
+  const values = columnsOf(settings);
   return db.transaction().execute(async (transaction) => {
     const owner = await transaction
       .selectFrom('topic')
@@ -75,6 +94,9 @@ export async function putSubscription(
       .returning(['id', sql<boolean>`xmax = 0`.as('created')])
       .executeTakeFirst();
     if (put === undefined) return { status: 'immutable' };
+    if (put.created && sealSecret !== undefined) {
+      await insertPushSecret(transaction, put.id, sealSecret(put.id));
+    }
     await announceChange(transaction, 'subscription', name);
     const subscription = await selectSubscriptions(transaction)
       .where('s.id', '=', put.id)
@@ -83,8 +105,66 @@ export async function putSubscription(
   });
 }
 
-function filterText(filter: SubscriptionSettings['filter']) {
-  return filter === null ? null : sql<string>`${JSON.stringify(filter)}::jsonb`;
+function columnsOf({ filter, push, ...rest }: SubscriptionSettings) {
+  return {
+    ...rest,
+    filter: jsonb(filter),
+    push_endpoint: push === null ? null : push.endpoint,
+    push_mode: push === null ? null : push.mode,
+    push_headers: jsonb(push === null ? null : push.headers),
+    push_timeout_ms: push === null ? null : push.timeout_ms,
+  };
+}
+
+function jsonb(value: object | null) {
+  return value === null ? null : sql<string>`${JSON.stringify(value)}::jsonb`;
+}
+
+/**
+ * Changes a subscription into what `change` makes of it. Its row is locked meanwhile, so that of two changes at once neither
+ * is lost; what `change` throws leaves it as it was. Undefined where there is none of this name.
+ */
+export async function changeSubscription(
+  db: Database,
+  name: string,
+  change: (current: SubscriptionRow) => SubscriptionSettings,
+): Promise<SubscriptionRow | undefined> {
+  return db.transaction().execute(async (transaction) => {
+    const current = await selectSubscriptions(transaction)
+      .where('s.name', '=', name)
+      .forNoKeyUpdate('s')
+      .executeTakeFirst();
+    if (current === undefined) return undefined;
+    await transaction
+      .updateTable('subscription')
+      .set({ ...columnsOf(change(current)), updated_at: sql<string>`clock_timestamp()` })
+      .where('id', '=', current.id)
+      .execute();
+    await announceChange(transaction, 'subscription', name);
+    return selectSubscriptions(transaction)
+      .where('s.id', '=', current.id)
+      .executeTakeFirstOrThrow();
+  });
+}
+
+/**
+ * Pauses a subscription, or makes one that is paused or disabled active again, and tells claimers: what an operator calls in
+ * psql. Undefined where there is none of this name.
+ */
+export async function switchSubscription(
+  db: Database,
+  name: string,
+  verb: 'pause' | 'resume',
+): Promise<SubscriptionRow | undefined> {
+  try {
+    return await db.transaction().execute(async (transaction) => {
+      await sql`select ${sql.id('broker', verb)}(${name})`.execute(transaction);
+      return selectSubscriptions(transaction).where('s.name', '=', name).executeTakeFirst();
+    });
+  } catch (error) {
+    if (faultOf(error) === 'no_subscription') return undefined;
+    throw error;
+  }
 }
 
 /** The subscription of a name, with the name of its topic, if there is one. */
@@ -132,20 +212,31 @@ function selectSubscriptions(db: Database) {
       's.max_in_flight',
       's.backpressure',
       's.on_expiry',
+      's.retry_client_errors',
+      's.disabled_reason',
       's.created_at',
       's.updated_at',
     ])
     .select(sql<SubscriptionSettings['filter']>`s.filter`.as('filter'))
+    .select(
+      sql<PushSettings | null>`case when s.type = 'push' then jsonb_build_object('endpoint', s.push_endpoint,
+        'mode', s.push_mode, 'headers', s.push_headers, 'timeout_ms', s.push_timeout_ms) end`.as(
+        'push',
+      ),
+    )
     .where('s.state', '<>', 'deleted');
 }
 
-/** Marks a subscription deleted and frees its name; from then on every verb skips it, and its leases are lost. */
+/**
+ * Marks a subscription deleted and frees its name; from then on every verb skips it, and its leases are lost. Its secret is
+ * gone at once.
+ */
 export async function deleteSubscription(
   db: Database,
   name: string,
 ): Promise<{ readonly status: 'deleted' | 'not_found' }> {
   return db.transaction().execute(async (transaction) => {
-    const { numUpdatedRows } = await transaction
+    const deleted = await transaction
       .updateTable('subscription')
       .set({
         state: 'deleted',
@@ -154,8 +245,10 @@ export async function deleteSubscription(
       })
       .where('name', '=', name)
       .where('state', '<>', 'deleted')
+      .returning('id')
       .executeTakeFirst();
-    if (numUpdatedRows === 0n) return { status: 'not_found' };
+    if (deleted === undefined) return { status: 'not_found' };
+    await transaction.deleteFrom('push_secret').where('subscription_id', '=', deleted.id).execute();
     await announceChange(transaction, 'subscription', name);
     return { status: 'deleted' };
   });

@@ -35,6 +35,8 @@ export interface Wakeups extends AsyncDisposable {
    */
   wake(topicId: number, subscriptionIds: readonly number[], mark?: string): void;
   onWake(subscriptionId: number, listener: (mark?: string) => void): () => void;
+  /** For who claims for everybody: all wake-ups, also those that name no subscriptions because there were too many. */
+  onEveryWake(listener: (wake: Wake) => void): () => void;
   onChange(listener: (kind: ChangeKind, name: string) => void): () => void;
   /** Listening has begun, for the first time or again: what happened before was not heard. */
   onReconnect(listener: () => void): () => void;
@@ -65,6 +67,7 @@ class NotifyingWakeups implements Wakeups {
   readonly #sender: WakeSender;
   readonly #closing = new AbortController();
   readonly #wakeListeners = new Map<number, Set<(mark?: string) => void>>();
+  readonly #everyWakeListeners = new Set<(wake: Wake) => void>();
   readonly #changeListeners = new Set<(kind: ChangeKind, name: string) => void>();
   readonly #reconnectListeners = new Set<() => void>();
   readonly #running: Promise<void>;
@@ -104,6 +107,11 @@ class NotifyingWakeups implements Wakeups {
         this.#wakeListeners.delete(subscriptionId);
       }
     };
+  }
+
+  onEveryWake(listener: (wake: Wake) => void): () => void {
+    this.#everyWakeListeners.add(listener);
+    return () => void this.#everyWakeListeners.delete(listener);
   }
 
   onChange(listener: (kind: ChangeKind, name: string) => void): () => void {
@@ -205,7 +213,9 @@ class NotifyingWakeups implements Wakeups {
     }
   }
 
-  #callWakeListeners({ subscriptionIds, mark }: Wake): void {
+  #callWakeListeners(wake: Wake): void {
+    const { subscriptionIds, mark } = wake;
+    for (const listener of this.#everyWakeListeners) listener(wake);
     // A list that was too long to be sent means that any subscription may have something.
     const ids = subscriptionIds ?? [...this.#wakeListeners.keys()];
     for (const id of ids) {

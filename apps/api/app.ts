@@ -20,6 +20,7 @@ import { jobRoutes } from './routes/jobs.ts';
 import { opsRoutes } from './routes/ops.ts';
 import { receiveRoutes } from './routes/receive.ts';
 import { statusRoutes } from './routes/status.ts';
+import { subscriptionChangeRoutes } from './routes/subscription-changes.ts';
 import { subscriptionRoutes } from './routes/subscriptions.ts';
 import { topicRoutes } from './routes/topics.ts';
 
@@ -71,6 +72,7 @@ export async function buildApp(
     topicRoutes,
     eventRoutes,
     subscriptionRoutes,
+    subscriptionChangeRoutes,
     receiveRoutes,
     deadLetterRoutes,
     jobRoutes,
@@ -151,7 +153,7 @@ async function addSecurityHeaders(app: FastifyInstance, config: ApiConfig): Prom
   const isAny = config.allowedOrigins.includes('*');
   await app.register(cors, {
     origin: isAny ? '*' : [...config.allowedOrigins],
-    methods: ['GET', 'HEAD', 'PUT', 'POST', 'DELETE'],
+    methods: ['GET', 'HEAD', 'PUT', 'PATCH', 'POST', 'DELETE'],
     allowedHeaders: [
       'authorization',
       'content-type',

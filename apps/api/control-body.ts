@@ -13,7 +13,7 @@ import {
   skipString,
   skipValue,
 } from './publish/json-scanner.ts';
-import { pointerTo, Problem } from './problems.ts';
+import { invalidRequest, pointerTo, Problem } from './problems.ts';
 
 /** Bodies that name and set things are small. */
 export const controlBodyBytesMax = 65_536;
@@ -138,8 +138,4 @@ function expected(scan: Scan, at: number, what: string): Problem {
 
 function invalidJson(detail: string): Problem {
   return new Problem('invalid_json', detail, { errors: [{ detail, pointer: '' }] });
-}
-
-function invalidRequest(detail: string, pointer: string): Problem {
-  return new Problem('invalid_request', detail, { errors: [{ detail, pointer }] });
 }

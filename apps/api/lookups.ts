@@ -21,6 +21,17 @@ export async function subscriptionOf(
   return subscription;
 }
 
+/** The subscription of a name, to receive from: or a problem that says why not. */
+export async function pullSubscriptionOf(
+  directory: Pick<Directory, 'subscription'>,
+  name: string,
+): Promise<DirectorySubscription> {
+  const subscription = await subscriptionOf(directory, name);
+  if (subscription.type === 'pull') return subscription;
+  const detail = `${name} is pushed to its endpoint: there is nothing to receive, nor to settle.`;
+  throw new Problem('subscription_is_push', detail);
+}
+
 /** There is no topic of this name. */
 export function noTopic(name: string): Problem {
   return new Problem('topic_not_found', `There is no topic ${name}.`);

@@ -118,7 +118,7 @@ function documentProblems(route: RouteOptions): void {
   const config = route.config ?? {};
   if (route.schema === undefined || route.schema.hide === true) return;
   const isOpen = config.scope === 'none';
-  const hasBody = route.method === 'POST' || route.method === 'PUT';
+  const hasBody = ['POST', 'PUT', 'PATCH'].includes(String(route.method));
   const changes = hasBody || route.method === 'DELETE';
   const codes = new Set<ProblemCode>([
     ...everywhere,
@@ -131,7 +131,7 @@ function documentProblems(route: RouteOptions): void {
   ]);
   const response: Record<string, unknown> = { ...(route.schema.response as object | undefined) };
   for (const [status, of] of byStatus(codes)) {
-    const own = response[status] as { description?: string; content?: object } | undefined;
+    const own = withContent(response[status]);
     const problems = of.map((code) => `\`${code}\`: ${problemKind(code).title}`);
     response[status] = {
       description: [...(own?.description === undefined ? [] : [own.description]), ...problems].join(
@@ -145,6 +145,12 @@ function documentProblems(route: RouteOptions): void {
     response,
     ...(isOpen ? {} : { security: [{ api_key: [] }] }),
   };
+}
+
+/** What a route itself answers with a status that problems have too. */
+function withContent(own: unknown): { description?: string; content?: object } | undefined {
+  if (typeof own !== 'object' || own === null || 'content' in own) return own as object | undefined;
+  return { content: { 'application/json': { schema: own } } };
 }
 
 function segmentProblems({ method, url }: RouteOptions): ProblemCode[] {

@@ -30,6 +30,10 @@ export const problemKinds = {
   lease_lost: { status: 409, title: 'None of the leases is held any more' },
   topic_has_subscriptions: { status: 409, title: 'The topic still has subscriptions' },
   subscription_immutable: { status: 409, title: 'This of a subscription cannot be changed' },
+  subscription_is_push: {
+    status: 409,
+    title: 'The subscription is pushed: nobody receives or settles its events',
+  },
   job_unfinished: { status: 409, title: 'Such a job is under way already' },
   body_too_large: { status: 413, title: 'The body is too large' },
   unsupported_media_type: { status: 415, title: 'The content type is not supported' },
@@ -42,6 +46,7 @@ export const problemKinds = {
   invalid_lease_id: { status: 422, title: 'The lease id is not valid' },
   invalid_cursor: { status: 422, title: 'The cursor is not valid' },
   not_supported: { status: 422, title: 'This is not supported yet' },
+  endpoint_not_allowed: { status: 422, title: 'The endpoint may not be pushed to' },
   rate_limited: { status: 429, title: 'Too many requests', retryAfterSeconds: 1 },
   headers_too_large: { status: 431, title: 'The request headers are too large' },
   internal_error: { status: 500, title: 'The broker failed' },

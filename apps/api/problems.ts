@@ -48,6 +48,11 @@ export class Problem extends Error {
   }
 }
 
+/** A member of the body that is wrong, by its JSON pointer. */
+export function invalidRequest(detail: string, pointer: string): Problem {
+  return new Problem('invalid_request', detail, { errors: [{ detail, pointer }] });
+}
+
 export const problemMediaType = 'application/problem+json';
 
 /** The body of a problem: RFC 9457, with `code`, `request_id` and `errors` beside its own members. */
@@ -201,6 +206,9 @@ function databaseProblem(error: unknown, method: string): Problem | undefined {
     case 'missing_partition':
       return new Problem('database_busy', 'Nothing was changed.', { cause: error });
     case 'term_over':
+    case 'worker_gone':
+    case 'no_subscription':
+    case 'job_unfinished':
     case 'defect':
       return undefined;
   }
@@ -208,6 +216,7 @@ function databaseProblem(error: unknown, method: string): Problem | undefined {
 
 const outcomeUnknown: Readonly<Record<string, string>> = {
   PUT: 'It may have been done or not; to repeat it is safe.',
+  PATCH: 'It may have been done or not; to repeat it is safe.',
   DELETE: 'It may have been done or not; to repeat it is safe.',
   POST: 'It may have been done or not; look before you repeat it.',
 };

@@ -70,6 +70,11 @@ export async function startApi(config: ApiConfig, kit: ApiKit): Promise<RunningA
     ],
   });
   registerDrain(app, deps, kit);
+  if (config.nodeEnv === 'production' && config.secretEncryptionKey === undefined) {
+    logger.warn(
+      'SECRET_ENCRYPTION_KEY is not set: who may read broker.push_secret can sign in the name of this broker',
+    );
+  }
   const running = await listen(app, config);
   await prepareDatabase(config, database.db, kit);
   // Told to stop meanwhile: what would begin now, nobody would end.

@@ -1,7 +1,8 @@
-import type { NewSubscription, SubscriptionRow } from '#db/subscriptions.ts';
+import type { NewSubscription, PushSettings, SubscriptionRow } from '#db/subscriptions.ts';
 import type { ApiConfig } from '#runtime/config.ts';
-import { pointerTo, Problem } from './problems.ts';
-import type { PutSubscription, Subscription } from './schemas/subscription.ts';
+import { invalidRequest, pointerTo, Problem } from './problems.ts';
+import { readPush } from './push-body.ts';
+import type { PatchSubscription, PutSubscription, Subscription } from './schemas/subscription.ts';
 
 type Defaults = Pick<
   ApiConfig,
@@ -28,25 +29,39 @@ export function readSubscription(
       ...readRetryPolicy(body.retry_policy ?? {}, defaults),
       backpressure: body.backpressure ?? body.type === 'pull',
       on_expiry: body.on_expiry ?? 'drop',
+      push: pushOf(body),
     },
   };
 }
 
-function refuseUnsupported(body: PutSubscription): void {
-  if (body.type === 'push') throw notSupported('type: push', '/type');
-  if (body.push !== undefined) throw notSupported('push', '/push');
+function pushOf({ type, push }: PutSubscription): PushSettings | null {
+  const isGiven = push !== undefined && push !== null;
+  if (type === 'push' && !isGiven) {
+    throw invalidRequest('push must be given where type is push.', '/push');
+  }
+  if (type === 'pull' && isGiven) {
+    throw invalidRequest('A pull subscription has no push; its type would be push.', '/push');
+  }
+  return isGiven ? readPush(push) : null;
+}
+
+/** Refuses by name what is known and comes later. */
+export function refuseUnsupported(body: PutSubscription | PatchSubscription): void {
   if (body.ordered === true) throw notSupported('ordered: true', '/ordered');
   if (typeof body.max_in_flight === 'number') throw notSupported('max_in_flight', '/max_in_flight');
 }
 
-function readFilter(filter: NonNullable<PutSubscription['filter']> | null) {
+/** The filter that a body gives; null matches everything. */
+export function readFilter(filter: NonNullable<PutSubscription['filter']> | null) {
   if (filter === null) return null;
   for (const dialect of Object.keys(filter)) {
     const pointer = pointerTo('/filter', dialect);
     if (laterDialects.includes(dialect)) throw notSupported(`The filter ${dialect}`, pointer);
-    if (dialect !== 'exact') throw invalid(`${dialect} is no filter`, pointer);
+    if (dialect !== 'exact') throw invalidRequest(`${dialect} is no filter.`, pointer);
   }
-  if (filter.exact === undefined) throw invalid('A filter must have exact', '/filter/exact');
+  if (filter.exact === undefined) {
+    throw invalidRequest('A filter must have exact.', '/filter/exact');
+  }
   return { exact: filter.exact };
 }
 
@@ -57,8 +72,8 @@ function readRetryPolicy(given: NonNullable<PutSubscription['retry_policy']>, de
     Math.min(defaults.baseBackoffMs, given.maximum_backoff_ms ?? Infinity);
   const maximum = given.maximum_backoff_ms ?? Math.max(defaults.maxBackoffMs, minimum);
   if (minimum > maximum) {
-    throw invalid(
-      'minimum_backoff_ms must not be more than maximum_backoff_ms',
+    throw invalidRequest(
+      'minimum_backoff_ms must not be more than maximum_backoff_ms.',
       '/retry_policy/minimum_backoff_ms',
     );
   }
@@ -67,17 +82,13 @@ function readRetryPolicy(given: NonNullable<PutSubscription['retry_policy']>, de
     minimum_backoff_ms: minimum,
     maximum_backoff_ms: maximum,
     backoff_multiplier: given.multiplier ?? defaults.backoffMultiplier,
+    retry_client_errors: given.retry_client_errors ?? false,
   };
 }
 
 function notSupported(what: string, pointer: string): Problem {
   const detail = `${what} is not supported yet.`;
   return new Problem('not_supported', detail, { errors: [{ detail, pointer }] });
-}
-
-function invalid(what: string, pointer: string): Problem {
-  const detail = `${what}.`;
-  return new Problem('invalid_request', detail, { errors: [{ detail, pointer }] });
 }
 
 /** A subscription as the API shows it. */
@@ -87,6 +98,7 @@ export function subscriptionToWire(row: SubscriptionRow): Subscription {
     topic: row.topic,
     type: row.type,
     state: row.state,
+    disabled_reason: row.disabled_reason,
     filter: row.filter === null ? null : { exact: { ...row.filter.exact } },
     visibility_timeout_seconds: row.visibility_timeout_seconds,
     retry_policy: {
@@ -94,7 +106,9 @@ export function subscriptionToWire(row: SubscriptionRow): Subscription {
       minimum_backoff_ms: row.minimum_backoff_ms,
       maximum_backoff_ms: row.maximum_backoff_ms,
       multiplier: row.backoff_multiplier,
+      retry_client_errors: row.retry_client_errors,
     },
+    push: row.push,
     backpressure: row.backpressure,
     on_expiry: row.on_expiry,
     ordered: row.ordered,

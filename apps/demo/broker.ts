@@ -76,6 +76,8 @@ async function startBroker({ env, signal, say }: BrokerOptions): Promise<Broker>
       PORT: String(port),
       HEALTH_PORT: String(healthPort),
       ADMIN_API_KEY: apiKey,
+      // the demo's own endpoint
+      ALLOW_PRIVATE_TARGETS: '127.0.0.0/8',
     },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -1,4 +1,10 @@
 import type { Delivery, Ledger, Way } from './ledger.ts';
+import {
+  type Explanation,
+  explainPushes,
+  type PushFindings,
+  pushFindingsOf,
+} from './push-findings.ts';
 
 /** What became of everything, counted. */
 export interface Findings {
@@ -8,8 +14,8 @@ export interface Findings {
   readonly delivered: number;
   /** Leases of which no answer came: their connections had been closed. */
   readonly unseen: number;
-  readonly retried: number;
   /** By reason. */
+  readonly retried: ReadonlyMap<string, number>;
   readonly duplicates: ReadonlyMap<string, number>;
   readonly deadLetters: ReadonlyMap<string, number>;
   readonly redriven: number;
@@ -17,6 +23,7 @@ export interface Findings {
   readonly altered: number;
   readonly publishMs: readonly number[];
   readonly endToEndMs: readonly number[];
+  readonly push: PushFindings | undefined;
   /** What must not be, in words; without any, the broker has kept its promises. */
   readonly faults: readonly string[];
 }
@@ -26,16 +33,19 @@ export interface FindingsOptions {
   readonly visibilityTimeoutMs: number;
   /** Leases of each subscription that closed connections can have taken with them. */
   readonly unseenMax: number;
+  /** The subscription that is pushed to, if there is one. */
+  readonly pushed: string | undefined;
 }
 
 /** Goes through the ledger and explains each delivery beyond the first, each dead letter, and what is missing. */
 export function findingsOf(ledger: Ledger, options: FindingsOptions): Findings {
   const faults = [...ledger.faults];
+  const retried = new Map<string, number>();
   const duplicates = new Map<string, number>();
   const deadLetters = new Map<string, number>();
   const endToEndMs: number[] = [];
   const unseen = new Map<string, number>();
-  let [delivered, retried, redriven, lost] = [0, 0, 0, 0];
+  let [delivered, redriven, lost] = [0, 0, 0];
   const accuse = (way: Way, what: string): void => {
     const number = ledger.eventId(way.event) ?? 'not accepted';
     faults.push(`${way.subscription}: ${way.event.id} (${number}, ${way.event.type}) ${what}`);
@@ -47,9 +57,10 @@ export function findingsOf(ledger: Ledger, options: FindingsOptions): Findings {
       endToEndMs.push(first.receivedAt - ledger.startedAt(way.event));
     }
     increment(unseen, way.subscription, unseenOf(way));
-    for (const { what, isFault, kind } of explain(way, options)) {
+    const explained = [...explain(way, options), ...explainPushes(way, options.attemptsMax)];
+    for (const { what, isFault, kind } of explained) {
       if (kind === 'duplicate') increment(duplicates, what);
-      if (kind === 'retry') retried += 1;
+      if (kind === 'retry') increment(retried, what);
       if (isFault) accuse(way, what);
     }
     if (way.deadLetter !== undefined) {
@@ -72,7 +83,7 @@ export function findingsOf(ledger: Ledger, options: FindingsOptions): Findings {
   return {
     events: ledger.events,
     repeats: ledger.repeats,
-    ways: ledger.ways.length,
+    ways: ledger.ways.filter((way) => way.subscription !== options.pushed).length,
     delivered,
     unseen: [...unseen.values()].reduce((total, leases) => total + leases, 0),
     retried,
@@ -83,23 +94,19 @@ export function findingsOf(ledger: Ledger, options: FindingsOptions): Findings {
     altered: ledger.altered,
     publishMs: ledger.publishMs,
     endToEndMs,
+    push: pushFindingsOf(ledger, options.pushed),
     faults,
   };
 }
 
 /** What is missing of an event, if something is. */
-function lossOf({ deliveries, deadLetter, event, isFinished }: Way): string | undefined {
-  const times = deliveries.length;
+function lossOf(way: Way): string | undefined {
+  const { deliveries, pushes, deadLetter, event, isFinished } = way;
+  const times = deliveries.length + pushes.length;
   if (times === 0) return 'never came';
   if (!isFinished) return `came ${times} times and was never done`;
   const isDead = event.isPoison || deliveries.some(({ end }) => end === 'rejected');
   return isDead && deadLetter === undefined ? 'was given up and is no dead letter' : undefined;
-}
-
-interface Explanation {
-  readonly kind: 'retry' | 'duplicate' | 'redrive';
-  readonly what: string;
-  readonly isFault: boolean;
 }
 
 /** Why each delivery beyond the first was made. */
@@ -125,7 +132,7 @@ function explainNext(previous: Delivery, next: Delivery, options: FindingsOption
   switch (previous.end) {
     case 'nack asked':
     case 'nacked':
-      return { kind: 'retry', what: 'came again after a nack', isFault: false };
+      return { kind: 'retry', what: 'after a nack', isFault: false };
     case 'acked':
     case 'rejected':
       return { kind: 'duplicate', what: `came again although ${previous.end}`, isFault: true };
@@ -155,6 +162,9 @@ function reasonOfDeath(way: Way, { attemptsMax }: FindingsOptions) {
   if (reason === 'rejected' && isRejected) {
     return { what: 'rejected by a consumer', isFault: false };
   }
+  if (reason === 'rejected' && way.pushes.some(({ end }) => end === 'rejected')) {
+    return { what: 'answered 422', isFault: false };
+  }
   if (reason === 'max_attempts' && way.event.isPoison && attempts === attemptsMax) {
     return { what: `failed ${attemptsMax} times`, isFault: false };
   }
@@ -163,17 +173,24 @@ function reasonOfDeath(way: Way, { attemptsMax }: FindingsOptions) {
 
 /** The broker's id is that of the publish in each delivery, and so it is after a redrive. */
 function wrongIds(way: Way, eventId: string | undefined): string[] {
-  const wrong = way.deliveries.filter(({ message }) => message.event_id !== eventId);
-  return wrong.map(({ message }) => `came with the id ${message.event_id}`);
+  const ids = [
+    ...way.deliveries.map(({ message }) => message.event_id),
+    ...way.pushes.map((push) => push.eventId),
+  ];
+  return ids.filter((id) => id !== eventId).map((id) => `came with the id ${id}`);
 }
 
 /** The attempts that are missing between those that were seen. */
-function unseenOf({ deliveries }: Way): number {
+function unseenOf({ deliveries, pushes }: Way): number {
+  const seen = [
+    ...deliveries.map(({ isRedriven, message }) => [isRedriven, message.delivery_attempt] as const),
+    ...pushes.map(({ isRedriven, attempt }) => [isRedriven, attempt] as const),
+  ];
   let unseen = 0;
-  for (const isRedriven of [false, true]) {
-    const attempts = deliveries
-      .filter((delivery) => delivery.isRedriven === isRedriven)
-      .map(({ message }) => message.delivery_attempt);
+  for (const round of [false, true]) {
+    const attempts = seen
+      .filter(([isRedriven]) => isRedriven === round)
+      .map(([, attempt]) => attempt);
     unseen += Math.max(0, ...attempts) - new Set(attempts).size;
   }
   return unseen;

@@ -30,11 +30,39 @@ export interface Delivery {
   end: End;
 }
 
+/**
+ * What the endpoint did with a push. `open`: nothing yet; `delayed`: it asked for a delay; `hung`: it never answered;
+ * `broken`: the connection was gone before the answer.
+ */
+export type PushEnd =
+  | 'open'
+  | 'accepted'
+  | 'failed'
+  | 'rejected'
+  | 'delayed'
+  | 'hung'
+  | 'dropped'
+  | 'broken';
+
+/** One request to the endpoint. */
+export interface Push {
+  /** `webhook-id`. */
+  readonly eventId: string;
+  readonly attempt: number;
+  readonly way: Way;
+  /** Of the second round, after the redrive. */
+  readonly isRedriven: boolean;
+  readonly receivedAt: number;
+  end: PushEnd;
+}
+
 /** One event on its way to one subscription. */
 export interface Way {
   readonly subscription: string;
   readonly event: OwnEvent;
   readonly deliveries: Delivery[];
+  /** Of a push subscription, in the order in which they came. */
+  readonly pushes: Push[];
   deadLetter: DeadLetter | undefined;
   isRedriven: boolean;
   isFinished: boolean;
@@ -56,6 +84,9 @@ export class Ledger {
   readonly faults: string[] = [];
   altered = 0;
   repeats = 0;
+  /** Of pushes, and those of them that were not good. */
+  signatures = 0;
+  badSignatures = 0;
   /** Of the events on their way to subscriptions: how many there will be, and are done or dead. */
   planned = 0;
   finished = 0;
@@ -93,6 +124,7 @@ export class Ledger {
           subscription,
           event,
           deliveries: [],
+          pushes: [],
           deadLetter: undefined,
           isRedriven: false,
           isFinished: false,
@@ -118,12 +150,8 @@ export class Ledger {
   received(subscription: string, messages: readonly Message[]): Delivery[] {
     const receivedAt = performance.now();
     return messages.flatMap((message) => {
-      const way = this.#ways.get(`${subscription} ${message.event.id}`);
-      if (way === undefined) {
-        this.faults.push(`${subscription} got an event that is not for it: ${message.event.id}`);
-        return [];
-      }
-      this.#compare(way.event, message.event, subscription);
+      const way = this.#wayOf(subscription, message.event);
+      if (way === undefined) return [];
       const delivery: Delivery = {
         message,
         way,
@@ -134,6 +162,20 @@ export class Ledger {
       way.deliveries.push(delivery);
       return [delivery];
     });
+  }
+
+  /** Notes a push, unless it is not for this subscription. */
+  pushed(
+    subscription: string,
+    { eventId, attempt, event }: Pick<Push, 'eventId' | 'attempt'> & { readonly event: SeenEvent },
+  ): Push | undefined {
+    const receivedAt = performance.now();
+    const way = this.#wayOf(subscription, event);
+    if (way === undefined) return undefined;
+    const { isRedriven } = way;
+    const push: Push = { eventId, attempt, way, isRedriven, receivedAt, end: 'open' };
+    way.pushes.push(push);
+    return push;
   }
 
   /** Nothing more comes of this event here. */
@@ -170,6 +212,14 @@ export class Ledger {
   /** The broker's id of an event, where its publish was answered. */
   eventId(event: OwnEvent): string | undefined {
     return this.#published.get(event.id)?.eventId;
+  }
+
+  /** Of an event that came, which is compared with what was published. */
+  #wayOf(subscription: string, event: SeenEvent): Way | undefined {
+    const way = this.#ways.get(`${subscription} ${event.id}`);
+    if (way !== undefined) this.#compare(way.event, event, subscription);
+    else this.faults.push(`${subscription} got an event that is not for it: ${event.id}`);
+    return way;
   }
 
   #subscriptionsOf({ type }: OwnEvent): string[] {

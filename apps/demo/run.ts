@@ -14,6 +14,8 @@ import { Ledger } from './ledger.ts';
 import { commonestType, loadPayloads, type Payload } from './payloads.ts';
 import { eventsOf, publishAll } from './producers.ts';
 import { type Progress, startProgress } from './progress.ts';
+import { PushEndpoint } from './push-endpoint.ts';
+import { attemptsMax, cleanUp, setUp, type Stage, visibilityTimeoutSeconds } from './stage.ts';
 import { listDeadLetters } from './subscription-client.ts';
 
 export interface RunOptions {
@@ -24,8 +26,6 @@ export interface RunOptions {
   readonly say: (line: string) => void;
 }
 
-const visibilityTimeoutSeconds = 2;
-const attemptsMax = 6;
 /** Without any event finished for so long, what is not finished is lost. */
 const patienceMs = 10_000;
 const lookMs = 100;
@@ -37,7 +37,8 @@ const cleanUpMs = 10_000;
 interface Run {
   readonly client: Client;
   readonly ledger: Ledger;
-  readonly topic: string;
+  readonly stage: Stage;
+  /** Of any type. */
   readonly subscriptions: readonly string[];
   /** Ends the consumers, after what they have in hand. */
   readonly stopping: AbortController;
@@ -50,33 +51,32 @@ export async function runDemo(options: RunOptions): Promise<Findings> {
   const payloads = choosePayloads(options.payloadsMax);
   const type = commonestType(payloads);
   const topic = `demo-${randomBytes(4).toString('hex')}`;
-  const filters = new Map([
-    [`${topic}-all`, null],
-    [`${topic}-some`, type],
-  ]);
   const ended = new AbortController();
-  const run: Run = {
-    client: new Client(broker, AbortSignal.any([signal, ended.signal])),
-    ledger: new Ledger(filters),
-    topic,
-    subscriptions: [...filters.keys()],
-    stopping: new AbortController(),
-    say,
-  };
-  say(`${payloads.length} payloads; subscriptions ${topic}-all and ${topic}-some (${type})`);
+  const stopping = new AbortController();
+  const client = new Client(broker, AbortSignal.any([signal, ended.signal]));
+  await using endpoint = await PushEndpoint.start();
+  say(`${payloads.length} payloads, each published twice to the topic ${topic}`);
   try {
-    await setUp(run, filters);
-    await work(run, payloads);
+    const stage = await setUp({ client, topic, type, endpoint: endpoint.url, say });
+    const ledger = new Ledger(stage.filters);
+    say(`pull: ${topic}-all gets everything, ${topic}-some only ${type}`);
+    if (stage.pushed !== undefined) {
+      say(`push: ${stage.pushed.subscription} gets everything, at ${endpoint.url}`);
+      endpoint.begin({ ...stage.pushed, ledger });
+    }
+    const subscriptions = [...stage.filters.keys()];
+    await work({ client, ledger, stage, subscriptions, stopping, say }, payloads);
+    return findingsOf(ledger, {
+      attemptsMax,
+      visibilityTimeoutMs: visibilityTimeoutSeconds * 1000,
+      unseenMax: hungUpMax,
+      pushed: stage.pushed?.subscription,
+    });
   } finally {
-    run.stopping.abort();
+    stopping.abort();
     ended.abort();
-    await cleanUp(broker, run);
+    await cleanUp(new Client(broker, AbortSignal.timeout(cleanUpMs)), topic);
   }
-  return findingsOf(run.ledger, {
-    attemptsMax,
-    visibilityTimeoutMs: visibilityTimeoutSeconds * 1000,
-    unseenMax: hungUpMax,
-  });
 }
 
 /** Those of the commonest type first, so that the filter has something to find in a few as well. */
@@ -87,35 +87,13 @@ function choosePayloads(max: number | undefined): Payload[] {
   return [...yes, ...no].slice(0, max);
 }
 
-async function setUp(
-  { client, topic }: Run,
-  filters: ReadonlyMap<string, string | null>,
-): Promise<void> {
-  await client.call('PUT', `/topics/${topic}`, { body: '{"retention_seconds": 3600}' });
-  for (const [name, type] of filters) {
-    const body = JSON.stringify({
-      topic,
-      type: 'pull',
-      filter: type === null ? null : { exact: { type } },
-      visibility_timeout_seconds: visibilityTimeoutSeconds,
-      retry_policy: {
-        max_attempts: attemptsMax,
-        minimum_backoff_ms: 50,
-        maximum_backoff_ms: 500,
-        multiplier: 2,
-      },
-    });
-    await client.call('PUT', `/subscriptions/${name}`, { body });
-  }
-}
-
 /** Publishes while consumers work and fail, until everything is done or dead; then the same with what had died. */
 async function work(run: Run, payloads: readonly Payload[]): Promise<void> {
-  const { ledger, subscriptions, stopping, say } = run;
+  const { client, ledger, stage, subscriptions, stopping, say } = run;
   const events = eventsOf(payloads);
   ledger.plan([...events.singles, ...events.batched]);
-  const publishing = publishAll(run, events);
-  const consuming = subscriptions.map((subscription) => consumeAll(run, subscription, publishing));
+  const publishing = publishAll({ client, ledger, topic: stage.topic }, events);
+  const consuming = stage.pulled.map((subscription) => consumeAll(run, subscription, publishing));
   const flow = async (): Promise<void> => {
     const progress = startProgress('delivered');
     await untilFinished(run, { progress, from: 0, to: ledger.planned });
@@ -203,14 +181,5 @@ async function expectNothingLeft({ client, ledger, subscriptions }: Run): Promis
     for (const { event } of await listDeadLetters(client, subscription)) {
       ledger.faults.push(`${subscription} still has the dead letter ${event.id}`);
     }
-  }
-}
-
-/** Also where the demo was told to stop; a broker that is gone has nothing to clean up. */
-async function cleanUp(broker: BrokerAddress, { topic, subscriptions }: Run): Promise<void> {
-  const client = new Client(broker, AbortSignal.timeout(cleanUpMs));
-  const paths = [...subscriptions.map((name) => `/subscriptions/${name}`), `/topics/${topic}`];
-  for (const path of paths) {
-    await client.call('DELETE', path, { expected: [404], deadlineMs: 0 }).catch(() => undefined);
   }
 }

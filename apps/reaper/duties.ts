@@ -7,6 +7,7 @@ import { reapLeases } from './reap-leases.ts';
 import { retirePartitions } from './retire-partitions.ts';
 import { runJobs } from './run-jobs.ts';
 import { sweep, sweepFromHead } from './sweep.ts';
+import { takeOverLeases } from './take-over.ts';
 import type { Duty, DutyRun, Term } from './term.ts';
 
 const rowsPerPurge = 1000;
@@ -16,6 +17,7 @@ export const duties = {
   sweep: { intervalMs: 250, begin: sweep },
   sweep_from_head: { intervalMs: 60_000, begin: sweepFromHead },
   reap: { begin: reapLeases },
+  take_over: { intervalMs: 500, begin: takeOverLeases },
   sample_backlog: { intervalMs: 1000, begin: sample },
   count_dead_letters: { intervalMs: 5000, begin: countDead },
   ensure_partitions: { intervalMs: 60_000, begin: makePartitions },

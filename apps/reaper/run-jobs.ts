@@ -14,11 +14,11 @@ export function runJobs(term: Term): DutyRun {
       const unfinished: UnfinishedJob[] = [];
       for (const job of jobs) {
         term.signal.throwIfAborted();
-        const isDone = await runPiece(term, job).catch((error: unknown) => {
+        const hasMore = await runPiece(term, job).catch((error: unknown) => {
           failures.add(error);
-          return true;
+          return false;
         });
-        if (!isDone) unfinished.push(job);
+        if (hasMore) unfinished.push(job);
       }
       jobs = unfinished;
     }
@@ -27,14 +27,14 @@ export function runJobs(term: Term): DutyRun {
   };
 }
 
-/** Whether nothing of the job is left. */
+/** Whether there is more of the job to do now. One that waits for its rate has its turn in the next run. */
 async function runPiece(term: Term, job: UnfinishedJob): Promise<boolean> {
   if (job.is_orphan) {
     await failJob(term.db, job.id, 'the subscription was deleted');
-    return true;
+    return false;
   }
   const options = { jobId: job.id, limit: lettersPerCall };
   const piece = await redrive(term.db, job.topic_id, term.term, options);
   if (piece.woken !== null) term.wakeups.wake(job.topic_id, [piece.woken]);
-  return piece.finished;
+  return !piece.finished && piece.redriven > 0;
 }

@@ -4,15 +4,16 @@ import { createDatabase, type Database } from '#db/client.ts';
 import { Candidate } from '#db/leader.ts';
 import { heartbeatProcess, registerProcess, unregisterProcess } from '#db/processes.ts';
 import { waitForSchema } from '#db/schema-version.ts';
-import { createWakeups, NotificationsLost, type Wakeups } from '#db/wakeups.ts';
+import { createWakeups } from '#db/wakeups.ts';
 import type { ReaperConfig } from '#runtime/config.ts';
 import { startLoop } from '#runtime/loop.ts';
 import { createMetrics, type Metrics } from '#runtime/metrics.ts';
-import { createOpsHandlers, startOpsServer } from '#runtime/ops-server.ts';
+import { serveOps } from '#runtime/ops-server.ts';
+import { Outage } from '#runtime/outage.ts';
 import type { ProcessKit } from '#runtime/process.ts';
 import { version } from '#runtime/version.ts';
+import { observeWakeups } from '#runtime/wakeup-observer.ts';
 import { Reaper } from './leadership.ts';
-import { Outage } from '#runtime/outage.ts';
 
 export interface ReaperDependencies extends ProcessKit {
   /** Metrics of a process that serves them itself; without them the reaper serves its own on HEALTH_PORT. */
@@ -44,7 +45,9 @@ export async function startReaper(
   const { db } = database;
   lifecycle.onShutdown('close', 'database', async () => database.close());
   const isAlone = dependencies.metrics === undefined;
-  const port = isAlone ? await serveOps(config, dependencies, { db, metrics }) : undefined;
+  const check = async (): Promise<void> => void (await sql`select from broker.leader`.execute(db));
+  const ops = { service: 'reaper', metrics, checks: [{ name: 'database', check }] };
+  const port = isAlone ? await serveOps(config, dependencies, ops) : undefined;
 
   const outage = new Outage(logger);
   await waitForSchema(db, {
@@ -52,7 +55,12 @@ export async function startReaper(
     onWaiting: (reason, error) => logger.warn({ err: error }, reason),
   });
   keepHeartbeat(config, dependencies, { db, outage });
-  const wakeups = openWakeups({ db, directUrl, applicationName }, { logger, metrics, outage });
+  const wakeups = createWakeups({
+    db,
+    directUrl,
+    applicationName,
+    ...observeWakeups({ logger, metrics, outage }),
+  });
   lifecycle.onShutdown('close', 'wake-ups', async () => wakeups.close());
 
   const candidate = new Candidate({
@@ -79,29 +87,6 @@ export async function startReaper(
   };
 }
 
-async function serveOps(
-  config: ReaperConfig,
-  { logger, lifecycle }: ProcessKit,
-  { db, metrics }: { readonly db: Database; readonly metrics: Metrics },
-): Promise<number> {
-  const handlers = createOpsHandlers({
-    service: 'reaper',
-    isDraining: () => lifecycle.isStopping,
-    metrics,
-    logger,
-    checks: [
-      {
-        name: 'database',
-        check: async () => void (await sql`select from broker.leader`.execute(db)),
-      },
-    ],
-  });
-  const { host, healthPort: port } = config;
-  const server = await startOpsServer({ host, port, handlers });
-  lifecycle.onShutdown('close', 'health and metrics', async () => server.close());
-  return server.port;
-}
-
 /** Shows the process in `broker.worker` for as long as it lives. */
 function keepHeartbeat(
   config: ReaperConfig,
@@ -126,25 +111,5 @@ function keepHeartbeat(
     await loop.stop();
     // With the database away the row stays, and is forgotten after an hour.
     await unregisterProcess(db, instance).catch(() => undefined);
-  });
-}
-
-function openWakeups(
-  options: { readonly db: Database; readonly directUrl: string; readonly applicationName: string },
-  parts: Pick<ProcessKit, 'logger'> & { readonly metrics: Metrics; readonly outage: Outage },
-): Wakeups {
-  const { logger, metrics, outage } = parts;
-  return createWakeups({
-    ...options,
-    onSent: (count) => metrics.recordWakeUps('sent', count),
-    onReceived: (count) => metrics.recordWakeUps('received', count),
-    onProblem: (error) => {
-      if (error instanceof NotificationsLost) logger.warn({ err: error }, 'polling instead');
-      else outage.failed('wake-ups', error);
-    },
-    onRecovered: () => {
-      metrics.recordDatabaseReconnect();
-      outage.worked('wake-ups', performance.now());
-    },
   });
 }

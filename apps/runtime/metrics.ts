@@ -11,7 +11,10 @@ export type BacklogSample = {
   readonly deadLetters: number;
 };
 
-export type SettleOutcome = 'acked' | 'nacked' | 'released' | 'dead' | 'lost';
+export type SettleOutcome = 'acked' | 'nacked' | 'released' | 'deferred' | 'dead' | 'lost';
+
+/** What a push request came to: a class of HTTP status, or no answer at all. */
+export type PushResult = '2xx' | '3xx' | '4xx' | '5xx' | 'failed';
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
@@ -43,6 +46,8 @@ export function createMetrics(options: { readonly service: string }) {
     registry,
     ...createPublishMetrics(registry),
     ...createDeliveryMetrics(registry),
+    ...createPushMetrics(registry),
+    ...createLeaseMetrics(registry),
     ...createLeaderMetrics(registry),
     ...createProcessMetrics(registry),
   };
@@ -138,6 +143,45 @@ function createDeliveryMetrics(registry: Registry) {
   };
 }
 
+function createPushMetrics(registry: Registry) {
+  const registers = [registry];
+  const requests = new Counter({
+    name: 'broker_push_requests_total',
+    help: 'Requests sent to endpoints, by what they came to',
+    labelNames: ['subscription', 'result'],
+    registers,
+  });
+  const duration = new Histogram({
+    name: 'broker_push_request_duration_seconds',
+    help: 'Duration of requests to endpoints, until the answer was read',
+    labelNames: ['result'],
+    buckets: requestSeconds,
+    registers,
+  });
+  const gauge = (name: string, help: string) => new Gauge({ name, help, registers });
+  const inFlight = gauge('broker_push_in_flight', 'Requests to endpoints that are under way');
+  const buffered = gauge('broker_push_buffer_events', 'Events that are leased and wait for a turn');
+  const open = gauge('broker_push_breakers_open', 'Subscriptions whose endpoint is only probed');
+  return {
+    /** An endpoint was asked. */
+    recordPushRequest(request: {
+      subscription: string;
+      result: PushResult;
+      durationSeconds: number;
+    }): void {
+      const { subscription, result, durationSeconds } = request;
+      requests.inc({ subscription, result });
+      duration.observe({ result }, durationSeconds);
+    },
+    /** What this worker has in hand. */
+    setPushState(state: { inFlight: number; buffered: number; breakersOpen: number }): void {
+      inFlight.set(state.inFlight);
+      buffered.set(state.buffered);
+      open.set(state.breakersOpen);
+    },
+  };
+}
+
 function createBacklogGauges(registry: Registry) {
   const labelNames = ['topic', 'subscription'] as const;
   const gauge = (name: string, help: string) =>
@@ -150,12 +194,18 @@ function createBacklogGauges(registry: Registry) {
   };
 }
 
-function createLeaderMetrics(registry: Registry) {
+/** Of what the leader's duties take back. */
+function createLeaseMetrics(registry: Registry) {
   const registers = [registry];
-  const gauges = createBacklogGauges(registry);
   const leasesExpired = new Counter({
     name: 'broker_leases_expired_total',
     help: 'Leases that ran out and were taken back',
+    labelNames: ['topic'],
+    registers,
+  });
+  const leasesTakenOver = new Counter({
+    name: 'broker_leases_taken_over_total',
+    help: 'Events whose lease was taken from a worker that is gone',
     labelNames: ['topic'],
     registers,
   });
@@ -165,6 +215,23 @@ function createLeaderMetrics(registry: Registry) {
     labelNames: ['topic', 'subscription'],
     registers,
   });
+  return {
+    recordLeasesExpired(reap: { topic: string; leases: number }): void {
+      if (reap.leases > 0) leasesExpired.inc({ topic: reap.topic }, reap.leases);
+    },
+    recordLeasesTakenOver(taken: { topic: string; leases: number }): void {
+      if (taken.leases > 0) leasesTakenOver.inc({ topic: taken.topic }, taken.leases);
+    },
+    recordEventsExpired(expiry: { topic: string; subscription: string; events: number }): void {
+      const { events, ...labels } = expiry;
+      if (events > 0) eventsExpired.inc(labels, events);
+    },
+  };
+}
+
+function createLeaderMetrics(registry: Registry) {
+  const registers = [registry];
+  const gauges = createBacklogGauges(registry);
   const leader = new Gauge({
     name: 'broker_leader',
     help: '1 in the process that leads, else 0',
@@ -201,13 +268,6 @@ function createLeaderMetrics(registry: Registry) {
       leader.set(state.isLeader ? 1 : 0);
       term.set(state.term);
       if (!state.isLeader) setBacklog([]);
-    },
-    recordLeasesExpired(reap: { topic: string; leases: number }): void {
-      if (reap.leases > 0) leasesExpired.inc({ topic: reap.topic }, reap.leases);
-    },
-    recordEventsExpired(expiry: { topic: string; subscription: string; events: number }): void {
-      const { events, ...labels } = expiry;
-      if (events > 0) eventsExpired.inc(labels, events);
     },
     /** One run of a duty has ended; `fenced`: another process leads by now. */
     recordDuty(run: {

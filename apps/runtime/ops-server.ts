@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Logger } from './logger.ts';
 import type { Metrics } from './metrics.ts';
+import type { ProcessKit } from './process.ts';
 import { version } from './version.ts';
 
 /** Something that must work before work is sent here; it throws when it does not. */
@@ -119,6 +120,19 @@ export type OpsServerOptions = {
   readonly port: number;
   readonly handlers: OpsHandlers;
 };
+
+/** All of it for one process: its checks and metrics, served until its shutdown. Resolves with the port. */
+export async function serveOps(
+  at: { readonly host: string; readonly healthPort: number },
+  { logger, lifecycle }: ProcessKit,
+  options: Pick<OpsOptions, 'service' | 'checks' | 'metrics'>,
+): Promise<number> {
+  const isDraining = (): boolean => lifecycle.isStopping;
+  const handlers = createOpsHandlers({ ...options, isDraining, logger });
+  const server = await startOpsServer({ host: at.host, port: at.healthPort, handlers });
+  lifecycle.onShutdown('close', 'health and metrics', async () => server.close());
+  return server.port;
+}
 
 /**
  * Serves `/api/health/live`, `/api/health` and `/api/metrics` for a process without an API.

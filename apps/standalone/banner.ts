@@ -8,11 +8,13 @@ export interface BannerFacts {
   readonly databaseUrl: string;
   /** Undefined where the database is not ours. */
   readonly dataDir: string | undefined;
+  /** What push may reach beside the internet. */
+  readonly privateTargets: readonly string[];
 }
 
 /** What somebody needs to know who has just started the broker, with lines that work when pasted into a shell. */
 export function renderBanner(facts: BannerFacts): string {
-  const { url, apiKey, apiKeyFile, databaseUrl, dataDir } = facts;
+  const { url, apiKey, apiKeyFile, databaseUrl, dataDir, privateTargets } = facts;
   const key =
     apiKey === undefined
       ? 'none was given: set ADMIN_API_KEY, or use one that this database knows'
@@ -28,6 +30,7 @@ Event Broker runs at ${url}
   API key  ${key}
   psql     ${psql}
   API      ${url}/api/openapi.json
+  push     to the internet${privateTargets.length === 0 ? '' : `, and to ${privateTargets.join(', ')}`} (ALLOW_PRIVATE_TARGETS)
 
 Paste these into another terminal; Ctrl-C here stops everything.
 

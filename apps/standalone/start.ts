@@ -7,9 +7,12 @@ import { createMetrics } from '#runtime/metrics.ts';
 import type { ProcessKit } from '#runtime/process.ts';
 import { startApi } from '../api/start.ts';
 import { startReaper } from '../reaper/start.ts';
+import { startWorker } from '../worker/start.ts';
 import { apiKeyFile, readOrMakeApiKey } from './api-key.ts';
 import { renderBanner } from './banner.ts';
 import { startEmbeddedPostgres } from './embedded-postgres.ts';
+
+const loopback = ['127.0.0.0/8', '::1/128'];
 
 interface Provided {
   readonly databaseUrl: string;
@@ -19,8 +22,8 @@ interface Provided {
 }
 
 /**
- * `npm start`: a database of its own unless DATABASE_URL is set, its tables, the API and the reaper in one process; then
- * says on standard output how to use them. What is started is stopped in the reverse order, the database last.
+ * `npm start`: a database of its own unless DATABASE_URL is set, its tables, the API, a worker and a reaper in one process;
+ * then says on standard output how to use them. What is started is stopped in the reverse order, the database last.
  */
 export async function startStandalone(config: StandaloneConfig, kit: ProcessKit): Promise<void> {
   const { lifecycle, logger } = kit;
@@ -38,9 +41,17 @@ export async function startStandalone(config: StandaloneConfig, kit: ProcessKit)
   await migrated;
   lifecycle.signal.throwIfAborted();
   const metrics = createMetrics({ service: 'standalone' });
-  const api = await startApi({ ...config, databaseUrl, adminApiKey }, { ...kit, metrics });
-  const instance = `${config.instance}-reaper`.slice(-45);
-  await startReaper({ ...config, databaseUrl, instance }, { ...kit, metrics });
+  // On a laptop the endpoints are on the laptop; a database that others share may be on a host with neighbours.
+  const opensLoopback = dataDir !== undefined && config.allowPrivateTargets.length === 0;
+  const allowPrivateTargets = opensLoopback ? loopback : config.allowPrivateTargets;
+  const common = { ...config, databaseUrl, adminApiKey, allowPrivateTargets };
+  const api = await startApi(common, { ...kit, metrics });
+  const named = (service: string): typeof common => ({
+    ...common,
+    instance: `${config.instance}-${service}`.slice(-45),
+  });
+  await startWorker(named('worker'), { ...kit, metrics });
+  await startReaper(named('reaper'), { ...kit, metrics });
   process.stdout.write(
     renderBanner({
       url: api.url,
@@ -49,6 +60,7 @@ export async function startStandalone(config: StandaloneConfig, kit: ProcessKit)
         dataDir === undefined || config.adminApiKey !== undefined ? undefined : apiKeyFile(dataDir),
       databaseUrl,
       dataDir,
+      privateTargets: allowPrivateTargets,
     }),
   );
 }

@@ -26,8 +26,7 @@ create or replace function broker.settle(
   p_errors text[],
   p_statuses int[],
   p_durations_ms int[],
-  p_responses bytea[],
-  p_worker text
+  p_responses bytea[]
 ) returns table (element int, outcome text, settled smallint[], lost smallint[])
 language plpgsql
 set lock_timeout = '500ms'
@@ -79,7 +78,7 @@ begin
           when q.attempt >= v_subscription.max_attempts then 'exhausted'
           else 'nacked' end,
         case u.outcome when 'nacked' then u.delay_ms when 'deferred' then least(u.delay_ms, 3600000) end,
-        u.error, u.status, u.duration_ms, u.response)::broker.settle_part order by u.ordinality)
+        u.error, u.status, u.duration_ms, u.response, q.leased_by)::broker.settle_part order by u.ordinality)
       into v_parts
     from (
       select x.publish_id, x.entry_id, x.generation, x.ordinals::smallint[] as ordinals, x.outcome, x.delay_ms, x.error,
@@ -135,7 +134,7 @@ begin
     select p_topic_id, p_subscription_id, p.publish_id, p.entry_id, p.generation, p.attempt, p.retention_class,
         p.hit[1], p.hit,
         case when p.outcome in ('rejected', 'exhausted') then 'dead' else p.outcome end::broker.attempt_outcome,
-        v_now, p_worker, p.error, p.status, p.duration_ms, p.response
+        v_now, p.leased_by, p.error, p.status, p.duration_ms, p.response
       from unnest(v_parts) p where p.hit <> '{}';
 
     select array_agg(g.publish_id) filter (where g.whole), array_agg(g.entry_id) filter (where g.whole),

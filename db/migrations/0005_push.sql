@@ -40,9 +40,10 @@ alter table broker.worker
 
 alter table broker.dead_letter add column last_status int;
 alter type broker.dying_event add attribute status int;
-alter type broker.settle_part add attribute status int, add attribute duration_ms int, add attribute response bytea;
+alter type broker.settle_part
+  add attribute status int, add attribute duration_ms int, add attribute response bytea, add attribute leased_by text;
 
--- It has more arguments from here on (functions/settle.sql).
+-- It has other arguments from here on (functions/settle.sql): nothing was released with these.
 drop function if exists broker.settle(int, int, bigint[], bigint[], int[], smallint[], text[], text[], bigint[], text[], text);
 
 alter table broker.job

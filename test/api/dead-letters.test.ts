@@ -46,6 +46,7 @@ test('a dead letter shows the event as it was published, and why it died', async
         event_id: id,
         reason: 'rejected',
         last_error: 'no good',
+        last_status: null,
         attempts: 1,
         event: { specversion: '1.0', id: 'o-1', source: '/shop', type: 'shown', partitionkey: 'k' },
       },
@@ -55,6 +56,8 @@ test('a dead letter shows the event as it was published, and why it died', async
   expect(page.text).toContain(data);
   const [item] = page.json.items;
   expect(item.died_at).toMatch(/^\d{4}-\d\d-\d\dT.*Z$/);
+  await query(api.url, 'update broker.dead_letter set last_status = 422 where id = $1', [item.id]);
+  item.last_status = 422;
   const one = await api.call(`GET /api/v1/subscriptions/shown/dlq/${item.id}`);
   expect(one).toMatchObject({ status: 200, json: item });
   expect(one.text).toContain(data);
@@ -156,11 +159,32 @@ test('redrive makes a job; a second one waits until the first has ended', async 
   expect(await api.call(route, {})).toMatchObject({ status: 202 });
 });
 
-test('redrive takes nothing to choose by yet', async () => {
-  await kill('chosen', [{ type: 'chosen' }]);
-  const answer = await api.call('POST /api/v1/subscriptions/chosen/dlq/redrive', { rate: 5 });
-  expect(answer).toMatchObject({
-    status: 422,
-    json: { code: 'invalid_request', errors: [{ pointer: '/rate' }] },
-  });
+test('redrive takes a rate, which its job shows with how far it is', async () => {
+  await kill('rated', [{ type: 'rated' }, { type: 'rated' }]);
+  const route = 'POST /api/v1/subscriptions/rated/dlq/redrive';
+  for (const [body, pointer] of [
+    [{ rate: 5 }, '/rate'],
+    [{ rate_per_second: 0 }, '/rate_per_second'],
+    [{ rate_per_second: 100_001 }, '/rate_per_second'],
+    [{ rate_per_second: 0.5 }, '/rate_per_second'],
+    [{ rate_per_second: '5' }, '/rate_per_second'],
+  ] as const) {
+    expect(await api.call(route, body)).toMatchObject({
+      status: 422,
+      json: { code: 'invalid_request', errors: [{ pointer }] },
+    });
+  }
+  const made = await api.call(route, { rate_per_second: 5 });
+  expect(made.status, made.text).toBe(202);
+  const job = async () => (await api.call(`GET /api/v1/jobs/${made.json.job_id}`)).json;
+  expect(await job()).toMatchObject({ rate_per_second: 5, total: 2, done: 0, progress: 0 });
+  await query(api.url, `update broker.job set done = 1, state = 'running' where id = $1`, [
+    made.json.job_id,
+  ]);
+  expect(await job()).toMatchObject({ done: 1, progress: 0.5 });
+  // the other one was purged meanwhile
+  await query(api.url, `update broker.job set state = 'succeeded' where id = $1`, [
+    made.json.job_id,
+  ]);
+  expect(await job()).toMatchObject({ done: 1, progress: 1 });
 });

@@ -13,7 +13,14 @@ test('a redrive of nothing has succeeded at once', async () => {
   const made = await api.call('POST /api/v1/subscriptions/billing/dlq/redrive', {});
   expect(made.status).toBe(202);
   const job = await api.call(`GET /api/v1/jobs/${made.json.job_id}`);
-  expect(job.json).toMatchObject({ state: 'succeeded', total: 0, done: 0, error: null });
+  expect(job.json).toMatchObject({
+    state: 'succeeded',
+    total: 0,
+    done: 0,
+    progress: 1,
+    rate_per_second: null,
+    error: null,
+  });
   expect(job.json.finished_at).not.toBeNull();
 });
 

@@ -52,6 +52,9 @@ test('every endpoint is there, with a summary, a tag and its key', () => {
     'POST /api/v1/subscriptions/{subscription}/ack',
     'POST /api/v1/subscriptions/{subscription}/nack',
     'POST /api/v1/subscriptions/{subscription}/extend',
+    'PATCH /api/v1/subscriptions/{subscription}',
+    'POST /api/v1/subscriptions/{subscription}/pause',
+    'POST /api/v1/subscriptions/{subscription}/resume',
     'POST /api/v1/subscriptions/{subscription}/dlq/redrive',
     'DELETE /api/v1/subscriptions/{subscription}/dlq',
     'GET /api/v1/jobs/{id}',
@@ -138,4 +141,21 @@ test('regression: published_at of a received message is not in the document', as
   expect(Object.keys(messages?.items?.properties ?? {})).toEqual(
     expect.arrayContaining(Object.keys(answer.json.messages[0])),
   );
+});
+
+test('the secret of a push subscription is shown in the answer that creates it, and documented nowhere else', () => {
+  const withSecret = operations().flatMap(([name, { responses }]) =>
+    Object.entries(responses)
+      .filter(([, response]) => JSON.stringify(response).includes('"secret"'))
+      .map(([status]) => `${name} ${status}`),
+  );
+  expect(withSecret).toEqual(['PUT /api/v1/subscriptions/{subscription} 201']);
+});
+
+test('where leases and problems share a status, both are documented', () => {
+  const { responses } = document.paths['/api/v1/subscriptions/{subscription}/ack']?.['post'] ?? {};
+  expect(Object.keys(responses?.['409']?.content ?? {})).toEqual([
+    'application/json',
+    'application/problem+json',
+  ]);
 });

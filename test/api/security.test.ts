@@ -50,6 +50,9 @@ describe('keys', () => {
     ['admin', 'DELETE /api/v1/subscriptions/billing/dlq', undefined],
     ['admin', 'POST /api/v1/subscriptions/billing/dlq/redrive', {}],
     ['admin', 'PUT /api/v1/subscriptions/billing', { topic: 'orders', type: 'pull' }],
+    ['admin', 'PATCH /api/v1/subscriptions/billing', {}],
+    ['admin', 'POST /api/v1/subscriptions/billing/pause', {}],
+    ['admin', 'POST /api/v1/subscriptions/billing/resume', {}],
     ['admin', 'PUT /api/v1/topics/orders', {}],
     ['admin', 'GET /api/v1/topics/orders', undefined],
     ['admin', 'GET /api/v1/topics', undefined],
@@ -96,6 +99,21 @@ describe('keys', () => {
     expect(await status('POST /api/v1/subscriptions/billing/receive', {})).toBe(200);
     expect(await status('POST /api/v1/subscriptions/else/receive', {})).toBe(403);
     expect(await status('GET /api/v1/subscriptions/else/dlq')).toBe(403);
+    const admin = await api.makeKey(['admin'], ['ord*s']);
+    for (const route of ['PATCH', 'POST /pause', 'POST /resume']) {
+      const [method, verb = ''] = route.split(' ');
+      for (const [name, expected] of [
+        ['billing', 200],
+        ['else', 403],
+      ]) {
+        const changed = await api.call(
+          `${method} /api/v1/subscriptions/${name}${verb}`,
+          {},
+          { key: admin },
+        );
+        expect(`${route} ${name} ${changed.status}`).toBe(`${route} ${name} ${expected}`);
+      }
+    }
     expect(await status('POST /api/v1/subscriptions/nowhere/receive', {})).toBe(404);
   });
 });
@@ -283,7 +301,7 @@ test('an unknown path is 404; a method that the path does not know is 405 and sa
     ['POST /api/v1/topics/orders', 'DELETE, GET, HEAD, PUT'],
     ['DELETE /api/v1/topics', 'GET, HEAD'],
     ['GET /api/v1/subscriptions/billing/ack', 'POST'],
-    ['PATCH /api/v1/subscriptions/billing', 'DELETE, GET, HEAD, PUT'],
+    ['POST /api/v1/subscriptions/billing', 'DELETE, GET, HEAD, PATCH, PUT'],
   ] as const) {
     const answer = await api.call(route);
     expect(answer).toMatchObject({ status: 405, json: { code: 'method_not_allowed' } });
@@ -315,6 +333,9 @@ describe('CORS', () => {
     expect(allowed.status).toBe(204);
     expect(allowed.headers['access-control-allow-origin']).toBe('https://app.example');
     expect(allowed.headers['access-control-allow-credentials']).toBeUndefined();
+    expect(allowed.headers['access-control-allow-methods']).toBe(
+      'GET, HEAD, PUT, PATCH, POST, DELETE',
+    );
     const foreign = await preflight('https://evil.example');
     expect(foreign.headers['access-control-allow-origin']).toBeUndefined();
   });

@@ -26,6 +26,8 @@ const defaults = {
   on_expiry: 'drop',
   ordered: false,
   max_in_flight: null,
+  push: null,
+  disabled_reason: null,
 };
 
 describe('PUT /subscriptions/{subscription}', () => {
@@ -112,9 +114,6 @@ describe('PUT /subscriptions/{subscription}', () => {
   });
 
   test.each([
-    [{ type: 'push' }, '/type'],
-    [{ type: 'push', push: { endpoint: 'http://127.0.0.1:9000/hook' } }, '/type'],
-    [{ push: { endpoint: 'http://127.0.0.1:9000/hook' } }, '/push'],
     [{ ordered: true }, '/ordered'],
     [{ max_in_flight: 10 }, '/max_in_flight'],
     [{ filter: { prefix: { type: 'order.' } } }, '/filter/prefix'],
@@ -153,6 +152,7 @@ describe('PUT /subscriptions/{subscription}', () => {
     [{ on_expiry: 'keep' }, '/on_expiry'],
     [{ state: 'paused' }, '/state'],
     [{ max_in_flight: 'many' }, '/max_in_flight'],
+    [{ retry_policy: { retry_client_errors: 'yes' } }, '/retry_policy/retry_client_errors'],
   ])('refuses %j', async (members, pointer) => {
     const answer = await api.call('PUT /api/v1/subscriptions/bad', { ...pull, ...members });
     expect(answer).toMatchObject({
@@ -279,12 +279,33 @@ test('deliveries of an event: waiting, leased, acked, dead, expired', async () =
   expect(answer.status).toBe(200);
   expect(answer.json.items).toMatchObject([
     { subscription: 'seen-acked', state: 'acked', attempts: 1, last_error: null },
-    { subscription: 'seen-dead', state: 'dead', attempts: 1, last_error: 'no good' },
+    {
+      subscription: 'seen-dead',
+      state: 'dead',
+      attempts: 1,
+      last_error: 'no good',
+      history: [
+        {
+          attempt: 1,
+          outcome: 'dead',
+          worker: null,
+          status: null,
+          duration_ms: null,
+          error: 'no good',
+          response: null,
+        },
+      ],
+    },
     { subscription: 'seen-leased', state: 'leased', attempts: 1, available_at: null },
     { subscription: 'seen-nacked', state: 'waiting', attempts: 1, last_error: 'later' },
     { subscription: 'seen-waiting', state: 'waiting', attempts: 0, lease_expires_at: null },
   ]);
+  expect(answer.json.items[1].history[0].settled_at).toBe(answer.json.items[1].last_attempt_at);
   expect(answer.json.items[1].dead_letter_id).toMatch(/^\d+$/);
+  // what a receiver answered is shown as text, whatever it was
+  await query(api.url, `update broker.attempt set response = 'oh \\xff' where outcome = 'acked'`);
+  const shown = await api.call(`GET /api/v1/topics/seen/events/${id}/deliveries`);
+  expect(shown.json.items[0].history).toMatchObject([{ outcome: 'acked', response: 'oh \ufffd' }]);
   // dropped at the end of its retention: nothing says that it was acked
   await query(
     api.url,

@@ -1,16 +1,22 @@
 // npm run bench: what the broker does on this machine, beside what PostgreSQL does with the same rows, all in one run.
 // BENCH_DATABASE_URL: another server than the embedded one; its role must be allowed to create databases and to checkpoint.
 // BENCH_SECONDS (2): how long each measurement takes, three times.
+// BENCH_ONLY: a part of the names of the measurements that are taken, as push.
 import { loadavg } from 'node:os';
 import { copyTable } from './copy-into.ts';
 import { type Lab, openLab } from './lab.ts';
-import { type Measurement, measurements } from './measurements.ts';
+import { type Measurement, pullMeasurements } from './measurements.ts';
+import { pushMeasurements, ratiosOf } from './push-measurements.ts';
 import { describeMachine, resultOf, tableOf, writeResults } from './results.ts';
 import type { Sample } from './sample.ts';
 
 const rounds = 3;
 const warmUpSeconds = 0.5;
 const seconds = Number(process.env['BENCH_SECONDS'] ?? 2);
+const only = process.env['BENCH_ONLY'] ?? '';
+const measurements = [...pullMeasurements, ...pushMeasurements].filter(({ name }) =>
+  name.includes(only),
+);
 const startedAt = performance.now();
 const interrupted = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
@@ -47,8 +53,10 @@ async function main(): Promise<void> {
   console.log(`\n${tableOf(machine, results)}\n`);
   console.log(
     `JSON of 185 bytes, one subscription; medians of ${rounds} rounds of ${seconds} s. tx: transactions that wrote; with those\n` +
-      `that only read ${committed.toLocaleString('en-US')} in the whole run, fillings and warm-up included. CPU: of one core.`,
+      `that only read ${committed.toLocaleString('en-US')} in the whole run, fillings and warm-up included. CPU: of one core;\n` +
+      `process: the API's, or the worker's, or that of the bare POSTs.`,
   );
+  for (const line of ratiosOf(results)) console.log(line);
   const file = await writeResults({ machine, seconds, rounds, committed, results });
   console.log(`written to ${file}`);
 }

@@ -1,11 +1,10 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { claim } from '#db/claim.ts';
 import { publishBatch } from '#db/publish.ts';
 import { settle } from '#db/settle.ts';
 import { LowWaterMarks } from '#db/low-water-marks.ts';
 import { copyInto, copyRows } from './copy-into.ts';
 import { batchBody, eventBody, newEvents } from './events.ts';
+import { startHelper } from './helper-process.ts';
 import { HttpConnection, type HttpTarget, postRequest } from './http-connection.ts';
 import { type Lab, lanes, type Place } from './lab.ts';
 import { type Sample, type Step, takeSample } from './sample.ts';
@@ -23,7 +22,7 @@ const receiveBatch = 100;
 const leaseMs = 60_000;
 const statementTimeoutMs = 5000;
 
-export const measurements: readonly Measurement[] = [
+export const pullMeasurements: readonly Measurement[] = [
   {
     name: 'COPY of the same rows',
     connections: lanes,
@@ -168,23 +167,16 @@ function claimAndSettle({ db }: Lab, { topicId, subscriptionId }: Place, batch: 
 }
 
 async function measureClient(lab: Lab, seconds: number): Promise<Sample> {
-  const child = spawn(process.execPath, [`${import.meta.dirname}/echo-process.ts`], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
-  try {
-    const [line] = (await once(child.stdout, 'data')) as [Buffer];
-    const port = Number(line.toString());
-    const request = postRequest({ port, apiKey: 'none' }, '/', eventBody(0));
-    return await withConnections(port, 64, async (all) => {
-      const steps = all.map((connection): Step => async () => {
-        await connection.send(request);
-        return 1;
-      });
-      return takeSample(lab, seconds, steps);
+  using server = startHelper('echo-process.ts');
+  const port = await server.port();
+  const request = postRequest({ port, apiKey: 'none' }, '/', eventBody(0));
+  return await withConnections(port, 64, async (all) => {
+    const steps = all.map((connection): Step => async () => {
+      await connection.send(request);
+      return 1;
     });
-  } finally {
-    child.stdin.end();
-  }
+    return takeSample(lab, seconds, steps);
+  });
 }
 
 async function withConnections<Result>(

@@ -16,7 +16,9 @@ export interface Result {
   readonly walBytesPerEvent: number;
   readonly transactionsPerEvent: number;
   readonly clientCpu: number;
-  readonly apiCpu: number;
+  /** Of the process that is measured: cores, and seconds per 1,000 events. */
+  readonly processCpu: number;
+  readonly processSecondsPerThousand: number;
 }
 
 export interface Machine {
@@ -59,7 +61,10 @@ export function resultOf(measurement: Measurement, samples: readonly Sample[]): 
     walBytesPerEvent: medianOf(({ walBytes, events }) => walBytes / events),
     transactionsPerEvent: medianOf(({ transactions, events }) => transactions / events),
     clientCpu: medianOf((sample) => sample.clientCpu),
-    apiCpu: medianOf((sample) => sample.apiCpu),
+    processCpu: medianOf((sample) => sample.processCpu),
+    processSecondsPerThousand: medianOf(
+      ({ processCpu, seconds, events }) => (processCpu * seconds * 1000) / events,
+    ),
   };
 }
 
@@ -75,7 +80,8 @@ const columns = [
   'WAL B/event',
   'tx/event',
   'client CPU',
-  'API CPU',
+  'process CPU',
+  'CPU s/1000',
 ] as const;
 
 /** The results for people: one line each. */
@@ -104,13 +110,18 @@ function lineOf(result: Result): string[] {
     String(result.batch),
     result.eventsPerSecond.toLocaleString('en-US'),
     result.roundsEventsPerSecond.map((rate) => (rate / 1000).toFixed(1)).join(' ') + ' k',
-    result.p50Ms.toFixed(2),
-    result.p99Ms.toFixed(2),
+    millisecondsOf(result.p50Ms),
+    millisecondsOf(result.p99Ms),
     result.walBytesPerEvent.toFixed(0),
     result.transactionsPerEvent.toFixed(4),
     `${(result.clientCpu * 100).toFixed(0)} %`,
-    `${(result.apiCpu * 100).toFixed(0)} %`,
+    `${(result.processCpu * 100).toFixed(0)} %`,
+    result.processSecondsPerThousand.toFixed(3),
   ];
+}
+
+function millisecondsOf(value: number): string {
+  return Number.isNaN(value) ? '' : value.toFixed(2);
 }
 
 /** Writes everything as JSON; returns the file's path. */

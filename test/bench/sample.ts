@@ -5,7 +5,7 @@ import type pg from 'pg';
 export interface Sample {
   readonly events: number;
   readonly seconds: number;
-  /** Of single steps: a call, or a request, or a receive with its ack. */
+  /** Of single steps: a call, or a request, or a receive with its ack; NaN where there are none. */
   readonly p50Ms: number;
   readonly p99Ms: number;
   readonly walBytes: number;
@@ -13,13 +13,14 @@ export interface Sample {
   readonly transactions: number;
   /** Of this process: 1 is one core. */
   readonly clientCpu: number;
-  /** Of the API's process; 0 where the system does not tell. */
-  readonly apiCpu: number;
+  /** Of the process that is measured, the API's for most; 0 where the system does not tell. */
+  readonly processCpu: number;
 }
 
 /** What is looked at while it works. */
 export interface Measured {
   readonly control: pg.Client;
+  /** The process whose time is counted. */
   readonly api: { readonly pid: number };
 }
 
@@ -42,12 +43,12 @@ export async function takeSample(
   await runFor(steps, unmeasuredSeconds);
   const before = await readCounters(control);
   const cpuBefore = process.cpuUsage();
-  const apiBefore = cpuSecondsOf(api.pid);
+  const processBefore = cpuSecondsOf(api.pid);
   const startedAt = performance.now();
   const { events, latencies } = await runFor(steps, seconds);
   const elapsed = performance.now() - startedAt;
   const cpu = process.cpuUsage(cpuBefore);
-  const apiSeconds = cpuSecondsOf(api.pid) - apiBefore;
+  const processSeconds = cpuSecondsOf(api.pid) - processBefore;
   const after = await readCounters(control);
   latencies.sort((a, b) => a - b);
   return {
@@ -58,7 +59,7 @@ export async function takeSample(
     walBytes: after.wal - before.wal,
     transactions: after.transactions - before.transactions,
     clientCpu: (cpu.user + cpu.system) / 1000 / elapsed,
-    apiCpu: (apiSeconds * 1000) / elapsed,
+    processCpu: (processSeconds * 1000) / elapsed,
   };
 }
 

@@ -1,7 +1,8 @@
 import { sql } from 'kysely';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { claim } from '#db/claim.ts';
-import { aSubscription, aTopic, anEvent, publishMany } from '../support/factory.ts';
+import { faultOf } from '#db/errors.ts';
+import { aSubscription, aTopic, aWorker, anEvent, publishMany } from '../support/factory.ts';
 import { publishBatch } from '#db/publish.ts';
 import {
   claimSome,
@@ -91,6 +92,7 @@ test('several subscriptions are claimed in one call, each with its own room', as
   const one = await aSubscription(database.db, topic);
   const two = await aSubscription(database.db, topic);
   await publishMany(database.db, topic, 100);
+  const worker = await aWorker(database.db);
   const events = await claim(
     database.db,
     topic,
@@ -98,13 +100,13 @@ test('several subscriptions are claimed in one call, each with its own room', as
       { subscription_id: one, events: 7, bytes: 1 << 20 },
       { subscription_id: two, events: 30, bytes: 1 << 20 },
     ],
-    { leaseMs: 1000, leasedBy: 'worker-1' },
+    { leaseMs: 1000, leasedBy: worker },
   );
   expect(events.filter((event) => event.subscription_id === one)).toHaveLength(7);
   expect(events.filter((event) => event.subscription_id === two)).toHaveLength(30);
   const { rows } = await sql<{ leased_by: string }>`select distinct leased_by from broker.queue
     where lease_expires_at is not null and topic_id = ${topic}`.execute(database.db);
-  expect(rows).toEqual([{ leased_by: 'worker-1' }]);
+  expect(rows).toEqual([{ leased_by: worker }]);
 });
 
 test.each(['paused', 'disabled', 'deleted'] as const)(
@@ -168,4 +170,33 @@ test('regression: a claim without room failed, and took those of other subscript
   ];
   const events = await claim(db, topic, rooms, { leaseMs: 1000 });
   expect(events.map((event) => event.subscription_id)).toEqual([free, free, free]);
+});
+
+test('a worker that was marked as gone, or never was one, claims nothing', async () => {
+  const { db, topic, subscription } = await setUp(3);
+  const worker = await aWorker(db);
+  const room = { subscription_id: subscription, events: 1, bytes: 1 << 20 };
+  const claimAs = (leasedBy: string) => claim(db, topic, [room], { leaseMs: 1000, leasedBy });
+  expect(await claimAs(worker)).toHaveLength(1);
+  await db
+    .updateTable('worker')
+    .set({ gone_at: sql`clock_timestamp()` })
+    .where('instance', '=', worker)
+    .execute();
+  for (const name of [worker, 'nobody']) {
+    const fault = await claimAs(name).then(() => 'none', faultOf);
+    expect(fault).toBe('worker_gone');
+  }
+  expect(await claimSome(db, topic, subscription, 10)).toHaveLength(2);
+});
+
+test('a worker gets isolated events several at a time, because it sends each by itself', async () => {
+  const { db, topic, subscription } = await setUp(3);
+  const worker = await aWorker(db);
+  await sql`update broker.queue set isolated = true where subscription_id = ${subscription}`.execute(
+    db,
+  );
+  await publishMany(db, topic, 3);
+  const room = { subscription_id: subscription, events: 10, bytes: 1 << 20 };
+  expect(await claim(db, topic, [room], { leaseMs: 1000, leasedBy: worker })).toHaveLength(6);
 });

@@ -2,11 +2,13 @@ import { sql } from 'kysely';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Database } from '#db/client.ts';
 import { createRedriveJob, findJob } from '#db/jobs.ts';
-import { aSubscription, aTopic, publishMany } from '#test/support/factory.ts';
+import { createMetrics } from '#runtime/metrics.ts';
+import { aSubscription, aTerm, aTopic, publishMany } from '#test/support/factory.ts';
 import { aPastPartition, publishInto } from '#test/support/past-partition.ts';
 import { only, openReaperBench, type ReaperBench } from '#test/support/reaper.ts';
 import { claimSome, expireLeases, queueRows, settleAll } from '#test/support/verbs.ts';
 import { duties } from '../../apps/reaper/duties.ts';
+import { runJobs } from '../../apps/reaper/run-jobs.ts';
 import { eventually } from '../support/eventually.ts';
 
 let bench: ReaperBench;
@@ -190,5 +192,34 @@ describe('the duty', () => {
     for (const id of subscriptions.slice(0, 2)) {
       expect((await queueRows(db, id)).reduce((sum, row) => sum + row.event_count, 0)).toBe(250);
     }
+  });
+
+  test('run_jobs leaves a job that waits for its rate until the next run, and does the others', async () => {
+    const topicId = await aTopic(db);
+    const jobs: string[] = [];
+    for (const rate of [1, undefined]) {
+      const type = `rate-${rate}`;
+      const subscriptionId = await aSubscription(db, topicId, { filter: { exact: { type } } });
+      await publishMany(db, topicId, 250, { type });
+      const events = await claimSome(db, topicId, subscriptionId, 1000);
+      await settleAll(db, topicId, events, { outcome: 'rejected' });
+      const job = await createRedriveJob(db, topicId, subscriptionId, rate);
+      jobs.push(job.status === 'created' ? job.id : '');
+    }
+    const run = runJobs({
+      db,
+      wakeups: bench.wakeups,
+      metrics: createMetrics({ service: 'reaper' }),
+      term: await aTerm(db),
+      signal: AbortSignal.timeout(30_000),
+      lookBackMs: 10_000,
+    });
+    // 'again' would make the loop come back at once, and so spin
+    expect(await run()).toBeUndefined();
+    const [rated, free] = await Promise.all(jobs.map(async (id) => findJob(db, id)));
+    expect(rated).toMatchObject({ state: 'running' });
+    expect(rated?.done).toBeGreaterThanOrEqual(1);
+    expect(rated?.done).toBeLessThan(20);
+    expect(free).toMatchObject({ state: 'succeeded', done: 250 });
   });
 });

@@ -128,7 +128,7 @@ const calls = {
   claim: async (subject: Subject) => claimCall(subject),
   settle: async (subject: Subject) =>
     `select * from broker.settle(${subject.topic}, ${subject.subscription}, ${await leasedArguments(subject)},
-      array_fill(168::smallint, array[10]), array_fill('{0}'::text, array[10]), ${mixed}, null, null, null)`,
+      array_fill(168::smallint, array[10]), array_fill('{0}'::text, array[10]), ${mixed}, null, null, null, null, null)`,
   extend: async (subject: Subject) =>
     `select * from broker.extend(${subject.topic}, ${subject.subscription}, ${await leasedArguments(subject)},
       array_fill(0::smallint, array[10]), 3600000)`,

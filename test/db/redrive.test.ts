@@ -126,6 +126,71 @@ describe('a redrive', () => {
   });
 });
 
+describe('a redrive with a rate', () => {
+  async function aRatedJob(count: number, rate: number): Promise<[number, string]> {
+    const { topicId, subscriptionId } = await withDeadLetters(count);
+    const job = await createRedriveJob(db, topicId, subscriptionId, rate);
+    return [topicId, job.status === 'created' ? job.id : ''];
+  }
+
+  /** As if so much time had passed. */
+  async function pass(jobId: string, seconds: number): Promise<void> {
+    await sql`update broker.job set started_at = started_at - ${seconds} * interval '1 second'
+      where id = ${jobId}::bigint`.execute(db);
+  }
+
+  test('begins with one event, and is not done because it may do no more yet', async () => {
+    const [topicId, jobId] = await aRatedJob(3, 1);
+    const piece = (): ReturnType<typeof redrive> =>
+      redrive(db, topicId, term, { jobId, limit: 100 });
+    expect(await piece()).toMatchObject({ redriven: 1, finished: false });
+    expect(await piece()).toEqual({ redriven: 0, finished: false, woken: null });
+    expect(await findJob(db, jobId)).toMatchObject({ state: 'running', done: 1 });
+    expect((await unfinishedRedrives(db)).map((job) => job.id)).toContain(jobId);
+    await pass(jobId, 1);
+    expect(await piece()).toMatchObject({ redriven: 1, finished: false });
+    await pass(jobId, 1);
+    expect(await piece()).toMatchObject({ redriven: 1, finished: true });
+    expect(await findJob(db, jobId)).toMatchObject({ state: 'succeeded', done: 3 });
+  });
+
+  test('earns as much as the database’s clock has moved, in whatever pieces it is asked', async () => {
+    const [topicId, jobId] = await aRatedJob(200, 10);
+    await redrive(db, topicId, term, { jobId, limit: 100 });
+    const began = performance.now();
+    for (let tenths = 0; tenths < 50; tenths += 1) {
+      await pass(jobId, 0.1);
+      await redrive(db, topicId, term, { jobId, limit: 100 });
+    }
+    const { done } = (await findJob(db, jobId)) ?? { done: 0 };
+    expect(done).toBeGreaterThanOrEqual(51);
+    // the time that the test itself took counts too
+    expect(done).toBeLessThanOrEqual(52 + Math.ceil((performance.now() - began) / 100));
+  });
+
+  test('makes up for a second at most, however long nobody was there', async () => {
+    const [topicId, jobId] = await aRatedJob(60, 20);
+    await redrive(db, topicId, term, { jobId, limit: 100 });
+    await pass(jobId, 3600);
+    expect(await redrive(db, topicId, term, { jobId, limit: 100 })).toMatchObject({
+      redriven: 21,
+      finished: false,
+    });
+  });
+
+  test('goes on where the clock was set back', async () => {
+    const [topicId, jobId] = await aRatedJob(60, 20);
+    await redrive(db, topicId, term, { jobId, limit: 100 });
+    await pass(jobId, 3600);
+    await redrive(db, topicId, term, { jobId, limit: 100 });
+    await pass(jobId, -3600);
+    await redrive(db, topicId, term, { jobId, limit: 100 });
+    await pass(jobId, 0.1);
+    const { redriven } = await redrive(db, topicId, term, { jobId, limit: 100 });
+    expect(redriven).toBeGreaterThanOrEqual(1);
+  });
+});
+
 test('a job that cannot be done is ended with its reason', async () => {
   const { topicId, subscriptionId } = await withDeadLetters(1);
   const jobId = await aJob(topicId, subscriptionId);

@@ -1,10 +1,11 @@
 import { sql } from 'kysely';
-import { afterAll, beforeAll, expect, test } from 'vitest';
-import type { ClaimedEvent } from '#db/claim.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { claim, type ClaimedEvent } from '#db/claim.ts';
 import { settle, type Settlement } from '#db/settle.ts';
 import {
   aSubscription,
   aTopic,
+  aWorker,
   publishMany,
   type SubscriptionOverrides,
 } from '../support/factory.ts';
@@ -263,7 +264,7 @@ test('an event named twice in one call of the function is refused, so that nothi
   await expect(
     sql`select * from broker.settle(${topic}, ${subscription}, array[${publish_id}, ${publish_id}]::bigint[],
       array[${entry_id}, ${entry_id}]::bigint[], array[1, 1], array[168, 168]::smallint[], array['{0}', '{0}'],
-      array['acked', 'nacked'], null, null, null)`.execute(db),
+      array['acked', 'nacked'], null, null, null, null, null)`.execute(db),
   ).rejects.toThrow(/settled twice/);
   expect(await queueRows(db, subscription)).toHaveLength(1);
 });
@@ -289,4 +290,107 @@ test('two connections that ack random halves of the same entries settle each eve
   );
   const acked = results.flat().filter((result) => result === 'acked').length;
   expect(waiting + acked).toBe(1000);
+});
+
+describe('a receiver that asks for a delay', () => {
+  test('gets it, and it costs no attempt', async () => {
+    const { db, topic, subscription, claimed } = await leased(3, { max_attempts: 1 });
+    const deferral = { outcome: 'deferred', delayMs: 90_000 } as const;
+    expect(await settleAll(db, topic, claimed, deferral)).toEqual([
+      'deferred',
+      'deferred',
+      'deferred',
+    ]);
+    const [row, ...others] = await queueRows(db, subscription);
+    expect(others).toEqual([]);
+    expect(row).toMatchObject({ attempt: 0, generation: 0, ordinals: [0, 1, 2] });
+    expect(row!.due_in).toBeGreaterThan(80);
+    expect(row!.due_in).toBeLessThanOrEqual(90);
+    expect(await attempts(topic)).toMatchObject([{ outcome: 'deferred', attempt: 1 }]);
+  });
+
+  test('is kept to an hour', async () => {
+    const { db, topic, subscription, claimed } = await leased(1);
+    await settleAll(db, topic, claimed, { outcome: 'deferred', delayMs: 86_400_000 });
+    const [row] = await queueRows(db, subscription);
+    expect(row!.due_in).toBeGreaterThan(3500);
+    expect(row!.due_in).toBeLessThanOrEqual(3600);
+  });
+
+  test('is counted as a nack from the tenth time in a row on, with the delay that it asked for', async () => {
+    const { db, topic, subscription } = await leased(0, { max_attempts: 2 });
+    await publishMany(db, topic, 1);
+    const results: string[] = [];
+    for (let i = 0; i < 11; i += 1) {
+      await makeDue(db, subscription);
+      const claimed = await claimSome(db, topic, subscription, 1);
+      results.push(
+        ...(await settleAll(db, topic, claimed, { outcome: 'deferred', delayMs: 30_000 })),
+      );
+      if (i === 9) expect((await queueRows(db, subscription))[0]!.due_in).toBeGreaterThan(20);
+    }
+    expect(results).toEqual([...Array.from({ length: 9 }, () => 'deferred'), 'nacked', 'dead']);
+    expect(await deadLetters(db, subscription)).toMatchObject([
+      { reason: 'max_attempts', attempts: 2 },
+    ]);
+  });
+});
+
+test('a push delivery is an attempt of its own: status, duration, answer, and who sent it', async () => {
+  const { db } = database;
+  const topic = await aTopic(db);
+  const subscription = await aSubscription(db, topic, { max_attempts: 1 });
+  await publishMany(db, topic, 3);
+  const worker = await aWorker(db);
+  const claimed = await claim(
+    db,
+    topic,
+    [{ subscription_id: subscription, events: 3, bytes: 1 << 20 }],
+    { leaseMs: 60_000, leasedBy: worker },
+  );
+  const answers = [
+    { status: 200, durationMs: 12, response: Buffer.from('ok') },
+    { status: 500, durationMs: 13, response: Buffer.from([0xff, 0]) },
+    { status: null, durationMs: 14, response: null },
+  ];
+  const outcomes = ['acked', 'nacked', 'nacked'] as const;
+  const settlements = claimed.map((event, index) =>
+    of(topic, event, { outcome: outcomes[index]!, answer: answers[index]!, error: `e${index}` }),
+  );
+  expect(await settle(db, topic, subscription, settlements)).toEqual(['acked', 'dead', 'dead']);
+  const rows = await db
+    .selectFrom('attempt')
+    .select(['first_ordinal', 'outcome', 'status', 'duration_ms', 'response', 'worker'])
+    .where('topic_id', '=', topic)
+    .orderBy('first_ordinal')
+    .execute();
+  expect(rows).toEqual([
+    {
+      first_ordinal: 0,
+      outcome: 'acked',
+      status: 200,
+      duration_ms: 12,
+      response: Buffer.from('ok'),
+      worker,
+    },
+    {
+      first_ordinal: 1,
+      outcome: 'dead',
+      status: 500,
+      duration_ms: 13,
+      response: Buffer.from([0xff, 0]),
+      worker,
+    },
+    { first_ordinal: 2, outcome: 'dead', status: null, duration_ms: 14, response: null, worker },
+  ]);
+  const dead = await db
+    .selectFrom('dead_letter')
+    .select(['last_status', 'last_error'])
+    .where('subscription_id', '=', subscription)
+    .orderBy('id')
+    .execute();
+  expect(dead).toEqual([
+    { last_status: 500, last_error: 'e1' },
+    { last_status: null, last_error: 'e2' },
+  ]);
 });

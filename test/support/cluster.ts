@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import { eventually } from './eventually.ts';
 import { guardProcess, signalProcess } from './process-guard.ts';
 
-export type Service = 'api' | 'reaper' | 'standalone';
+export type Service = 'api' | 'worker' | 'reaper' | 'standalone';
 
 /** One line of a process's log. */
 export interface LogLine {
@@ -79,11 +79,6 @@ export class BrokerProcess {
   async start(): Promise<void> {
     if (this.isRunning) throw new Error(`${this.name} runs already`);
     this.#port ||= await freePort();
-    const port = String(this.#port);
-    const own =
-      this.service === 'reaper'
-        ? { HEALTH_PORT: port }
-        : { PORT: port, ...(this.service === 'standalone' && { HEALTH_PORT: '0' }) };
     const child = spawn(process.execPath, [`apps/${this.service}/main.ts`], {
       cwd: top,
       // A group of its own, so that all of `npm start` can be hit at once.
@@ -93,7 +88,7 @@ export class BrokerProcess {
         PATH: process.env['PATH'],
         HOME: process.env['HOME'],
         HOST: '127.0.0.1',
-        ...own,
+        ...portsOf(this.service, String(this.#port)),
         ...this.#env,
       },
     });
@@ -189,12 +184,26 @@ export class BrokerProcess {
   }
 }
 
+/** A worker and a reaper listen for their health and metrics only. */
+function portsOf(service: Service, port: string): Readonly<Record<string, string>> {
+  switch (service) {
+    case 'api':
+      return { PORT: port };
+    case 'worker':
+    case 'reaper':
+      return { HEALTH_PORT: port };
+    case 'standalone':
+      return { PORT: port, HEALTH_PORT: '0' };
+  }
+}
+
 export interface ClusterOptions {
   /** Of a database that is there; without one the whole of `npm start` runs, on `dataDir`. */
   readonly databaseUrl?: string;
   readonly dataDir?: string;
-  /** How many of each are started (1 and 1). */
+  /** How many of each are started (1, no worker, 1). */
   readonly apis?: number;
+  readonly workers?: number;
   readonly reapers?: number;
   /** For all of them, over the ones that are chosen here. */
   readonly env?: Readonly<Record<string, string>>;
@@ -203,19 +212,21 @@ export interface ClusterOptions {
 /** Real processes on one database. Disposing ends them all, and throws when one of them had died unasked. */
 export class Cluster implements AsyncDisposable {
   readonly apis: readonly BrokerProcess[];
+  readonly workers: readonly BrokerProcess[];
   readonly reapers: readonly BrokerProcess[];
   /** Opens everything. */
   readonly adminKey = 'test-admin-key-of-the-cluster';
   readonly #deaths: string[] = [];
 
   private constructor(options: ClusterOptions) {
-    const { databaseUrl, dataDir, apis = 1, reapers = 1 } = options;
+    const { databaseUrl, dataDir, apis = 1, workers = 0, reapers = 1 } = options;
     const env = {
       NODE_ENV: 'test',
       ...(databaseUrl !== undefined && { DATABASE_URL: databaseUrl }),
       ...(dataDir !== undefined && { DATA_DIR: dataDir }),
       ADMIN_API_KEY: this.adminKey,
       REAPER_INTERVAL_MS: '200',
+      ALLOW_PRIVATE_TARGETS: '127.0.0.0/8,::1',
       SHUTDOWN_TIMEOUT_MS: '10000',
       ...options.env,
     };
@@ -226,6 +237,7 @@ export class Cluster implements AsyncDisposable {
         return new BrokerProcess({ service, name, env: { INSTANCE: name, ...env } }, onDeath);
       });
     this.apis = dataDir === undefined ? make('api', apis) : make('standalone', 1);
+    this.workers = dataDir === undefined ? make('worker', workers) : [];
     this.reapers = dataDir === undefined ? make('reaper', reapers) : [];
   }
 
@@ -242,7 +254,7 @@ export class Cluster implements AsyncDisposable {
   }
 
   get all(): readonly BrokerProcess[] {
-    return [...this.apis, ...this.reapers];
+    return [...this.apis, ...this.workers, ...this.reapers];
   }
 
   /** Of the APIs. */

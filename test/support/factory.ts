@@ -100,3 +100,13 @@ export async function aTerm(db: Database): Promise<string> {
     heartbeat_at = clock_timestamp() returning term`.execute(db);
   return rows[0]?.term ?? '0';
 }
+
+/** A worker on paper, whose session lock nobody holds; returns the name that its leases are marked with. */
+export async function aWorker(db: Database): Promise<string> {
+  const instance = `worker-${++sequence}`;
+  await db
+    .insertInto('worker')
+    .values({ instance, service: 'worker', version: '0', host: 'test', pid: 1, lock_key: sequence })
+    .execute();
+  return instance;
+}

@@ -1,43 +1,13 @@
+import { checkPushes } from './ledger-check-push.ts';
+import type { DuplicateReason, Violation, ViolationKind } from './ledger-findings.ts';
 import {
   eventName,
   type Delivery,
+  type LeaseEnd,
   type Ledger,
   type PublishOperation,
   type SettleOperation,
 } from './ledger.ts';
-
-/** What no broker that keeps its promises lets happen. */
-export type ViolationKind =
-  /** Answered with 202, or stored, and not delivered to a subscription, nor a dead letter there. */
-  | 'lost'
-  /** Delivered, but never acknowledged, nor a dead letter, nor delivered again. */
-  | 'vanished'
-  /** Delivered, and never published, or only by requests that were answered as if nothing had happened. */
-  | 'unexpected'
-  /** Delivered again while the lease before could not have run out and nobody had given it back. */
-  | 'unexplained_duplicate'
-  /** An attempt that nobody saw, and no answer was lost that it could have been in. */
-  | 'unexplained_attempt'
-  /** An ack succeeded that was sent when a newer lease of the event had been received. */
-  | 'stale_ack'
-  /** An ack succeeded, and the event was handed out under a newer lease all the same. */
-  | 'ack_undone'
-  /** A lease was called lost while it could not have run out and nobody had settled it. */
-  | 'lease_lost_early'
-  | 'attempts_exceeded'
-  | 'key_stored_twice'
-  /** An answer that no caller should ever get. */
-  | 'defect';
-
-export interface Violation {
-  readonly kind: ViolationKind;
-  readonly detail: string;
-}
-
-export type DuplicateReason =
-  | 'the lease ran out'
-  | 'nacked'
-  | 'the outcome of the publish was unknown, and it was repeated without a key';
 
 export interface Findings {
   readonly violations: readonly Violation[];
@@ -50,7 +20,10 @@ export interface Findings {
       | 'deliveries'
       | 'acked'
       | 'lease_lost'
-      | 'unseen_attempts',
+      | 'unseen_attempts'
+      | 'pushes'
+      | 'refused_pushes'
+      | 'unknown_pushes',
       number
     >
   >;
@@ -59,6 +32,10 @@ export interface Findings {
 export interface CheckOptions {
   /** Those that every event goes to. */
   readonly subscriptions: readonly string[];
+  /** The same, of those that are pushed to. */
+  readonly pushSubscriptions?: readonly string[];
+  /** Of all leases of the latter. */
+  readonly leaseEnds?: readonly LeaseEnd[];
   readonly maxAttempts: number;
   /** The ids of events that are dead letters of a subscription. */
   readonly dead?: ReadonlyMap<string, ReadonlySet<string>>;
@@ -123,8 +100,9 @@ class Check {
     this.#checkArrival();
     this.#checkPublishes();
     for (const deliveries of this.#deliveries.values()) this.#checkLeases(deliveries);
+    this.#checkPushes();
     for (const defect of this.#ledger.defects) this.#violate('defect', defect);
-    const { publishes, settles, deliveries, accepted } = this.#ledger;
+    const { publishes, settles, deliveries, pushes, accepted } = this.#ledger;
     const acks = settles.filter(({ verb, outcome }) => verb === 'ack' && outcome === 'ok');
     return {
       violations: this.#violations,
@@ -137,6 +115,9 @@ class Check {
         acked: acks.reduce((sum, { succeeded }) => sum + succeeded.size, 0),
         lease_lost: acks.reduce((sum, ack) => sum + ack.leaseIds.length - ack.succeeded.size, 0),
         unseen_attempts: this.#unseen,
+        pushes: pushes.length,
+        refused_pushes: pushes.filter(({ outcome }) => outcome === 'refused').length,
+        unknown_pushes: pushes.filter(({ outcome }) => outcome === 'unknown').length,
       },
     };
   }
@@ -147,13 +128,9 @@ class Check {
 
   /** Everything that was accepted arrives, everywhere, and is acknowledged or dead in the end. */
   #checkArrival(): void {
-    const { subscriptions, dead, stored = [] } = this.#options;
-    const ids = new Set(stored);
-    for (const publish of this.#ledger.publishes) {
-      if (publish.outcome === 'ok') for (const { id } of publish.results) ids.add(id);
-    }
+    const { subscriptions, dead } = this.#options;
     for (const subscription of subscriptions) {
-      for (const eventId of ids) {
+      for (const eventId of this.#idsToArrive()) {
         const name = eventName({ subscription, eventId });
         if (dead?.get(subscription)?.has(eventId)) continue;
         const deliveries = this.#deliveries.get(name);
@@ -164,6 +141,24 @@ class Check {
     }
   }
 
+  #idsToArrive(): Set<string> {
+    const ids = new Set(this.#options.stored);
+    for (const publish of this.#ledger.publishes) {
+      if (publish.outcome === 'ok') for (const { id } of publish.results) ids.add(id);
+    }
+    return ids;
+  }
+
+  #checkPushes(): void {
+    const { pushSubscriptions: subscriptions = [], leaseEnds = [] } = this.#options;
+    const { maxAttempts, dead } = this.#options;
+    const ids = this.#idsToArrive();
+    const found = checkPushes(this.#ledger, { subscriptions, leaseEnds, maxAttempts, dead, ids });
+    this.#violations.push(...found.violations);
+    for (const [reason, count] of found.duplicates) this.#explain(reason, count);
+    this.#unseen += found.unseen;
+  }
+
   #mayBeAcked({ leaseId }: Delivery): boolean {
     return this.#settlesOf(leaseId, 'ack').some((ack) => settled(ack, leaseId));
   }
@@ -171,7 +166,7 @@ class Check {
   /** What arrives was published, once for each key, and no more often than the publishes can have stored it. */
   #checkPublishes(): void {
     const idsByTag = new Map<string, Set<string>>();
-    for (const { tag, eventId } of this.#ledger.deliveries) {
+    for (const { tag, eventId } of [...this.#ledger.deliveries, ...this.#ledger.pushes]) {
       idsByTag.set(tag, (idsByTag.get(tag) ?? new Set()).add(eventId));
     }
     for (const publish of this.#ledger.publishes) {

@@ -9,6 +9,8 @@ export interface LoadOptions {
   readonly urls: readonly string[];
   readonly topic: string;
   readonly subscriptions: readonly string[];
+  /** Those that the broker pushes to; of them only the pace is looked at. */
+  readonly pushSubscriptions?: readonly string[];
   /** Requests that are under way at a time (8). */
   readonly publishers?: number;
   /** The same, of each subscription (3). */
@@ -127,15 +129,19 @@ export class Load {
 
   /** False when publishing ends meanwhile. */
   async #waitForConsumers(): Promise<boolean> {
-    const { aheadMax, subscriptions } = this.#options;
-    while (
-      subscriptions.length > 0 &&
-      this.#ledger.accepted - Math.min(...this.#acked.values()) > aheadMax
-    ) {
+    const { aheadMax } = this.#options;
+    while (this.#ledger.accepted - this.#slowest() > aheadMax) {
       await delay(10);
       if (this.#publishing.signal.aborted) return false;
     }
     return true;
+  }
+
+  /** What the subscription that is furthest behind has done; infinite where nobody consumes. */
+  #slowest(): number {
+    const { pushSubscriptions = [] } = this.#options;
+    const pushed = pushSubscriptions.map((name) => this.#ledger.acceptedPushes(name));
+    return Math.min(...this.#acked.values(), ...pushed);
   }
 
   async #consume(subscription: string): Promise<void> {

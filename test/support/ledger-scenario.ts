@@ -7,14 +7,20 @@ import { HttpClient } from './http-client.ts';
 import { checkLedger, type Findings } from './ledger-check.ts';
 import { LedgerClient, subscriptionUrl, topicUrl } from './ledger-client.ts';
 import { Load, type LoadOptions } from './ledger-load.ts';
-import { Ledger } from './ledger.ts';
+import { Ledger, type LeaseEnd, type Push, type PushOutcome } from './ledger.ts';
+import { type PushEndpoint, PushReceiver, type PushRequest } from './push-receiver.ts';
 
 export interface ScenarioOptions {
   /** Past any proxy. */
   readonly databaseUrl: string;
   readonly maxAttempts?: number;
   readonly topic?: string;
+  /** Of type pull (billing and audit). */
   readonly subscriptions?: readonly string[];
+  /** Of type push (none), each with an endpoint of its own on a receiver of the scenario. */
+  readonly pushSubscriptions?: readonly string[];
+  /** Members of `push` beside the endpoint. */
+  readonly push?: Readonly<Record<string, unknown>>;
 }
 
 /** A topic with subscriptions on a cluster, a ledger of all that is done with them, and what the database knows of it. */
@@ -24,51 +30,52 @@ export class Scenario implements Disposable {
   readonly client: LedgerClient;
   readonly topic: string;
   readonly subscriptions: readonly string[];
+  readonly pushSubscriptions: readonly string[];
+  readonly #receiver: PushReceiver;
+  readonly #endpoints = new Map<string, PushEndpoint>();
   readonly #cluster: Cluster;
   readonly #databaseUrl: string;
   readonly #maxAttempts: number;
 
-  private constructor(cluster: Cluster, options: ScenarioOptions) {
+  private constructor(cluster: Cluster, receiver: PushReceiver, options: ScenarioOptions) {
     this.#cluster = cluster;
+    this.#receiver = receiver;
     this.#databaseUrl = options.databaseUrl;
     this.#maxAttempts = options.maxAttempts ?? 10;
     this.topic = options.topic ?? 'orders';
     this.subscriptions = options.subscriptions ?? ['billing', 'audit'];
+    this.pushSubscriptions = options.pushSubscriptions ?? [];
     this.http = new HttpClient(cluster.adminKey);
     this.client = new LedgerClient(this.ledger, this.http);
   }
 
   /** Makes the topic and the subscriptions. */
   static async open(cluster: Cluster, options: ScenarioOptions): Promise<Scenario> {
-    const scenario = new Scenario(cluster, options);
-    const { http, topic, subscriptions } = scenario;
+    const scenario = new Scenario(cluster, await PushReceiver.start(), options);
+    const { http, topic, subscriptions, pushSubscriptions } = scenario;
     const [url = ''] = cluster.urls;
     await http.call(topicUrl(url, topic), { method: 'PUT', body: { max_backlog: 1_000_000 } });
-    for (const name of subscriptions) {
-      await http.call(subscriptionUrl(url, name), {
-        method: 'PUT',
-        body: {
-          topic,
-          type: 'pull',
-          retry_policy: {
-            max_attempts: scenario.#maxAttempts,
-            minimum_backoff_ms: 10,
-            maximum_backoff_ms: 100,
-          },
-        },
-      });
-    }
+    for (const name of subscriptions) await scenario.#put(name, { type: 'pull' });
+    for (const name of pushSubscriptions) await scenario.#putPush(name, options.push ?? {});
     return scenario;
+  }
+
+  /** Of a push subscription: what came there, and what it does next. */
+  endpoint(subscription: string): PushEndpoint {
+    const endpoint = this.#endpoints.get(subscription);
+    if (endpoint === undefined) throw new Error(`${subscription} has no endpoint`);
+    return endpoint;
   }
 
   /** Begins to publish and to consume, over all APIs. */
   startLoad(options: Partial<LoadOptions> = {}): Load {
-    const { client, topic, subscriptions } = this;
+    const { client, topic, subscriptions, pushSubscriptions } = this;
     return new Load({
       client,
       urls: this.#cluster.urls,
       topic,
       subscriptions,
+      pushSubscriptions,
       ...options,
     }).start();
   }
@@ -96,14 +103,25 @@ export class Scenario implements Disposable {
 
   /** What the ledger and the database say together. */
   async findings(): Promise<Findings> {
+    for (const { badSignatures } of this.#endpoints.values()) {
+      this.ledger.defects.push(...badSignatures.splice(0));
+    }
     const dead = await this.sql<{ name: string; id: string }>(
       `select s.name, coalesce(d.origin_id, d.event_id)::text as id
          from broker.dead_letter d join broker.subscription s on s.id = d.subscription_id`,
+    );
+    const leaseEnds = await this.sql<LeaseEnd>(
+      `select s.name as subscription, ((a.publish_id << 10) + o)::text as "eventId", a.attempt, a.outcome::text, a.error
+         from broker.attempt a join broker.subscription s on s.id = a.subscription_id, unnest(a.ordinals) o
+        where s.name = any ($1)`,
+      [this.pushSubscriptions],
     );
     const stored = await this.sql<{ id: string }>('select id::text from broker.event');
     const deadBySubscription = Map.groupBy(dead, ({ name }) => name);
     return checkLedger(this.ledger, {
       subscriptions: this.subscriptions,
+      pushSubscriptions: this.pushSubscriptions,
+      leaseEnds,
       maxAttempts: this.#maxAttempts,
       dead: new Map(
         [...deadBySubscription].map(([name, rows]) => [name, new Set(rows.map(({ id }) => id))]),
@@ -121,5 +139,53 @@ export class Scenario implements Disposable {
 
   [Symbol.dispose](): void {
     this.http[Symbol.dispose]();
+    this.#receiver[Symbol.dispose]();
   }
+
+  async #put<Body>(name: string, members: Readonly<Record<string, unknown>>): Promise<Body> {
+    const [url = ''] = this.#cluster.urls;
+    const { topic } = this;
+    const retryPolicy = {
+      max_attempts: this.#maxAttempts,
+      minimum_backoff_ms: 10,
+      maximum_backoff_ms: 100,
+    };
+    const body = { topic, retry_policy: retryPolicy, ...members };
+    return this.http.call<Body>(subscriptionUrl(url, name), { method: 'PUT', body });
+  }
+
+  async #putPush(name: string, push: Readonly<Record<string, unknown>>): Promise<void> {
+    const { ledger } = this;
+    const pushes = new Map<PushRequest, Push>();
+    const endpoint = this.#receiver.endpoint(`/${name}`, {
+      keepsBodies: false,
+      onRead: (request) => {
+        const { eventId, attempt, body } = request;
+        const tag = tagOf(body);
+        pushes.set(request, ledger.beginPush({ subscription: name, eventId, tag, attempt }));
+      },
+      onEnd: (request) => {
+        const begun = pushes.get(request);
+        if (begun !== undefined) ledger.endPush(begun, outcomeOf(request));
+        pushes.delete(request);
+      },
+    });
+    this.#endpoints.set(name, endpoint);
+    const made = await this.#put<{ push: { secret: string } }>(name, {
+      type: 'push',
+      push: { ...push, endpoint: endpoint.url },
+    });
+    endpoint.secret = made.push.secret;
+  }
+}
+
+function outcomeOf({ state, status = 0 }: PushRequest): PushOutcome {
+  if (state !== 'answered') return 'unknown';
+  return status >= 200 && status < 300 ? 'accepted' : 'refused';
+}
+
+/** Of an event as it is, or in the envelope of CloudEvents. */
+function tagOf(body: string): string {
+  const { tag, data } = JSON.parse(body) as { tag?: string; data?: { tag?: string } };
+  return tag ?? data?.tag ?? `? ${body}`;
 }

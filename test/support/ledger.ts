@@ -47,16 +47,43 @@ export interface SettleOperation extends Operation {
   succeeded: ReadonlySet<string>;
 }
 
+/**
+ * What an endpoint did with a push. `accepted`: 2xx; `refused`: any other answer. `unknown`: it was cut off, or is not answered
+ * yet; the worker may have seen an answer all the same, or none of what was `accepted`.
+ */
+export type PushOutcome = 'accepted' | 'refused' | 'unknown';
+
+/** One event that was sent to an endpoint once. */
+export interface Push {
+  readonly subscription: string;
+  readonly eventId: string;
+  readonly tag: string;
+  readonly attempt: number;
+  readonly at: number;
+  outcome: PushOutcome;
+}
+
+/** How one lease of one event ended, as the broker's own table of attempts has it. */
+export interface LeaseEnd {
+  readonly subscription: string;
+  readonly eventId: string;
+  readonly attempt: number;
+  readonly outcome: 'acked' | 'nacked' | 'released' | 'deferred' | 'lease_expired' | 'dead';
+  readonly error: string | null;
+}
+
 export class Ledger {
   readonly publishes: PublishOperation[] = [];
   readonly receives: ReceiveOperation[] = [];
   readonly settles: SettleOperation[] = [];
   readonly deliveries: Delivery[] = [];
+  readonly pushes: Push[] = [];
   /** Answers that no caller should ever get: `internal_error` and what is no problem document. */
   readonly defects: string[] = [];
   /** When processes were killed or connections cut: what was claimed then may have been for nobody. */
   readonly disruptions: number[] = [];
   readonly #byEvent = new Map<string, Delivery[]>();
+  readonly #pushed = new Map<string, number>();
   #accepted = 0;
   #sequence = 0;
 
@@ -71,7 +98,7 @@ export class Ledger {
     return `t${this.#sequence}`;
   }
 
-  /** Something is about to be killed or cut. */
+  /** Something is about to be killed, cut or stopped, or goes on again. */
   disrupt(): void {
     this.disruptions.push(performance.now());
   }
@@ -131,6 +158,24 @@ export class Ledger {
   endSettle(operation: SettleOperation, succeeded: readonly string[]): void {
     end(operation, 'ok');
     operation.succeeded = new Set(succeeded);
+  }
+
+  /** An endpoint has read a push; `unknown` until `endPush`. */
+  beginPush(push: Omit<Push, 'at' | 'outcome'>): Push {
+    const begun: Push = { ...push, at: performance.now(), outcome: 'unknown' };
+    this.pushes.push(begun);
+    return begun;
+  }
+
+  endPush(push: Push, outcome: PushOutcome): void {
+    push.outcome = outcome;
+    if (outcome !== 'accepted') return;
+    this.#pushed.set(push.subscription, this.acceptedPushes(push.subscription) + 1);
+  }
+
+  /** How many pushes of a subscription its endpoint has accepted, repetitions too. */
+  acceptedPushes(subscription: string): number {
+    return this.#pushed.get(subscription) ?? 0;
   }
 
   /** Any operation that had no success. */

@@ -10,7 +10,8 @@ import { Cluster } from '#test/support/cluster.ts';
 import { CrashPostgres } from '#test/support/crash-postgres.ts';
 import { query } from '#test/support/database.ts';
 import { breakFunction } from '#test/support/deliberate-defect.ts';
-import { describeFindings, type ViolationKind } from '#test/support/ledger-check.ts';
+import { describeFindings } from '#test/support/ledger-check.ts';
+import type { ViolationKind } from '#test/support/ledger-findings.ts';
 import { Scenario } from '#test/support/ledger-scenario.ts';
 
 const timeoutMs = 180_000;

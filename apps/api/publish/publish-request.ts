@@ -1,8 +1,8 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { NewEvent, PublishRequest } from '#db/publish.ts';
+import { defaultSource } from '#runtime/cloudevents.ts';
 import type { DirectoryTopic } from '../directory.ts';
 import { MEMBER_BY_NAME } from './event-attributes.ts';
-import { defaultSource } from '../receive/event-output.ts';
 import { eventKey, readIdempotencyKey, requestKey } from './idempotency.ts';
 import { Problem, type ProblemError } from '../problems.ts';
 import type { EventInput, PublishBody } from './publish-body.ts';

@@ -148,6 +148,7 @@ function record(
     acked: 0,
     nacked: 0,
     released: 0,
+    deferred: 0,
     dead: 0,
     lost: 0,
   };

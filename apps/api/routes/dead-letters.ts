@@ -10,10 +10,10 @@ import {
 } from '#db/dead-letters.ts';
 import { isId } from '#db/events.ts';
 import { createRedriveJob } from '#db/jobs.ts';
+import { eventJson } from '#runtime/cloudevents.ts';
 import { controlBodyBytesMax, emptyBodyIsNone } from '../control-body.ts';
 import { decodeCursor, encodeCursor } from '../cursor.ts';
 import type { AppDependencies } from '../dependencies.ts';
-import { eventJson } from '../receive/event-output.ts';
 import { noSubscription, subscriptionOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
 import {
@@ -164,7 +164,8 @@ function addRedrive(app: FastifyInstance, { db, directory }: AppDependencies): v
       schema: {
         tags,
         summary: 'Redrive: put all dead letters that there are now back into the queue',
-        description: 'A job of the leader does it; attempts begin at 1 again.',
+        description:
+          'A job of the leader does it, oldest first; attempts begin at 1 again. GET /api/v1/jobs/{id} shows how far it is.',
         params: SubscriptionParams,
         body: Redrive,
         response: { 202: CreatedJob },
@@ -173,7 +174,7 @@ function addRedrive(app: FastifyInstance, { db, directory }: AppDependencies): v
     async (request, reply) => {
       const name = request.params.subscription;
       const { topic_id, id } = await subscriptionOf(directory, name);
-      const job = await createRedriveJob(db, topic_id, id);
+      const job = await createRedriveJob(db, topic_id, id, request.body.rate_per_second);
       if (job.status === 'subscription_not_found') throw noSubscription(name);
       if (job.status === 'unfinished') {
         throw new Problem('job_unfinished', `Job ${job.id} is redriving this subscription.`);
@@ -194,6 +195,7 @@ function deadLetterJson(letter: DeadLetterRow, topic: string): string {
     event_id: eventId,
     reason: letter.reason,
     last_error: letter.last_error,
+    last_status: letter.last_status,
     attempts: letter.attempts,
     published_at: letter.published_at,
     died_at: letter.died_at,

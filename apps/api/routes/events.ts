@@ -1,10 +1,10 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import Type from 'typebox';
-import { findEvent, listDeliveries } from '#db/events.ts';
+import { type Delivery, findEvent, listDeliveries } from '#db/events.ts';
 import { publishEventsMax } from '#db/publish.ts';
+import { eventJson } from '#runtime/cloudevents.ts';
 import type { AppDependencies } from '../dependencies.ts';
 import type { DirectoryTopic } from '../directory.ts';
-import { eventJson } from '../receive/event-output.ts';
 import { topicOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
 import { readPublishBody, type PublishBody } from '../publish/publish-body.ts';
@@ -205,9 +205,19 @@ function readRoutes(app: FastifyInstance, deps: AppDependencies): void {
       const topic = await topicOf(deps.directory, request.params.topic);
       const items = await listDeliveries(db, topic.id, request.params.event_id);
       if (items === undefined) throw noEvent(request.params.event_id);
-      return { items };
+      return { items: items.map(deliveryToWire) };
     },
   );
+}
+
+function deliveryToWire({ history, ...delivery }: Delivery) {
+  return {
+    ...delivery,
+    history: history.map((attempt) => ({
+      ...attempt,
+      response: attempt.response?.toString('utf8') ?? null,
+    })),
+  };
 }
 
 function noEvent(id: string): Problem {

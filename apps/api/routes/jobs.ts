@@ -1,7 +1,7 @@
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
 import type { FastifyInstance } from 'fastify';
 import { isId } from '#db/events.ts';
-import { findJob } from '#db/jobs.ts';
+import { findJob, type JobRow } from '#db/jobs.ts';
 import { requireTopic } from '../auth.ts';
 import type { AppDependencies } from '../dependencies.ts';
 import { Problem } from '../problems.ts';
@@ -25,7 +25,12 @@ export function jobRoutes(app: FastifyInstance, { db }: AppDependencies): void {
       const job = isId(id) ? await findJob(db, id) : undefined;
       if (job === undefined) throw new Problem('job_not_found', `There is no job ${id}.`);
       requireTopic(request, job.topic);
-      return job;
+      return { ...job, progress: progressOf(job) };
     },
   );
+}
+
+/** Of what was purged meanwhile nothing is done: a job that has ended is all of it. */
+function progressOf({ state, done, total }: JobRow): number {
+  return state === 'succeeded' ? 1 : done / Math.max(total, 1);
 }

@@ -8,7 +8,7 @@ import type { AppDependencies } from '../dependencies.ts';
 import type { DirectorySubscription } from '../directory.ts';
 import { messageJson } from '../receive/event-output.ts';
 import { emptyBodyIsNone } from '../control-body.ts';
-import { subscriptionOf } from '../lookups.ts';
+import { pullSubscriptionOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
 import { Ack, Extend, Nack, Receive, Received, Settled } from '../schemas/delivery.ts';
 import { Name } from '../schemas/topic.ts';
@@ -54,7 +54,11 @@ function optionsOf(schema: {
 }) {
   return {
     bodyLimit: bodyBytesMax,
-    config: { scope: 'consume', subscriptionParam: 'subscription' },
+    config: {
+      scope: 'consume',
+      subscriptionParam: 'subscription',
+      problems: ['subscription_is_push'],
+    },
     schema: { tags: ['deliveries'], params: SubscriptionParams, ...schema },
   } as const;
 }
@@ -73,7 +77,7 @@ function receiveRoute(app: FastifyInstance, deps: AppDependencies): void {
       preValidation: emptyBodyIsNone,
     },
     async (request, reply) => {
-      const subscription = await subscriptionOf(deps.directory, request.params.subscription);
+      const subscription = await pullSubscriptionOf(deps.directory, request.params.subscription);
       const leaseSeconds =
         request.body.visibility_timeout_seconds ?? subscription.visibility_timeout_seconds;
       const handover = watchHandover(deps, subscription, reply);
@@ -237,7 +241,7 @@ interface SettleRequest {
 
 async function settleLeases(deps: AppDependencies, settle: SettleRequest): Promise<object> {
   const { request, reply, ids, settlementOf } = settle;
-  const subscription = await subscriptionOf(deps.directory, request.params.subscription);
+  const subscription = await pullSubscriptionOf(deps.directory, request.params.subscription);
   const leases = readLeases(ids, subscription);
   const settlements: Settlement[] = [];
   const settled: string[] = [];
@@ -268,7 +272,7 @@ function extendRoute(app: FastifyInstance, deps: AppDependencies): void {
       response: { 200: Extended, 409: Extended },
     }),
     async (request, reply) => {
-      const subscription = await subscriptionOf(deps.directory, request.params.subscription);
+      const subscription = await pullSubscriptionOf(deps.directory, request.params.subscription);
       const { lease_ids: ids, visibility_timeout_seconds: seconds } = request.body;
       const read = readLeases(ids, subscription);
       const leases = read.filter((lease) => lease !== undefined);

@@ -7,13 +7,17 @@ import {
   listSubscriptions,
   putSubscription,
 } from '#db/subscriptions.ts';
+import { createEgressPolicy } from '#runtime/egress.ts';
+import { createSealer } from '#runtime/sealer.ts';
 import { requireTopic, topicPatterns } from '../auth.ts';
 import { controlBodyBytesMax } from '../control-body.ts';
 import { decodeCursor, encodeCursor, pageOf } from '../cursor.ts';
 import type { AppDependencies } from '../dependencies.ts';
+import { checkEndpoint } from '../endpoint-check.ts';
 import { noSubscription, noTopic } from '../lookups.ts';
-import { Problem } from '../problems.ts';
+import { createPushSecret } from '../push-secret.ts';
 import {
+  CreatedSubscription,
   PutSubscription,
   Subscription,
   SubscriptionPage,
@@ -22,6 +26,7 @@ import {
 } from '../schemas/subscription.ts';
 import { namePattern } from '../schemas/topic.ts';
 import { readSubscription, subscriptionToWire } from '../subscription-body.ts';
+import { immutable } from '../subscription-change.ts';
 
 /** PUT, GET and DELETE of subscriptions, and their list. */
 export function subscriptionRoutes(app: FastifyInstance, deps: AppDependencies): void {
@@ -35,42 +40,51 @@ const url = '/api/v1/subscriptions/:subscription';
 const tags = ['subscriptions'];
 
 function addPut(app: FastifyInstance, { config, db, directory }: AppDependencies): void {
+  const egress = createEgressPolicy(config.allowPrivateTargets);
+  const sealer = createSealer(config.secretEncryptionKey);
   app.withTypeProvider<TypeBoxTypeProvider>().put(
     url,
     {
       config: {
         scope: 'admin',
         subscriptionParam: 'subscription',
-        problems: ['topic_not_found', 'subscription_immutable', 'not_supported'],
+        problems: [
+          'topic_not_found',
+          'subscription_immutable',
+          'not_supported',
+          'endpoint_not_allowed',
+        ],
       },
       bodyLimit: controlBodyBytesMax,
       schema: {
         tags,
         summary: 'Create a subscription, or replace its settings',
         description:
-          'It gets every matching event that is published from then on. What is not given goes back to its default; topic and type never change.',
+          'It gets every matching event that is published from then on. What is not given goes back to its default; topic and type never change. The secret of a push subscription is in the answer that creates it and in no other: where that was lost, delete it and create it again.',
         params: SubscriptionParams,
         body: PutSubscription,
-        response: { 200: Subscription, 201: Subscription },
+        response: { 200: Subscription, 201: CreatedSubscription },
       },
     },
     async (request, reply) => {
       const name = request.params.subscription;
       const wanted = readSubscription(name, request.body, config);
+      const { push } = wanted.settings;
       requireTopic(request, wanted.topic);
-      const result = await putSubscription(db, wanted);
+      if (push !== null) await checkEndpoint(egress, push.endpoint);
+      const secret = push === null ? undefined : createPushSecret(sealer);
+      const result = await putSubscription(db, { ...wanted, sealSecret: secret?.seal });
       directory.forget('subscription', name);
       if (result.status === 'topic_not_found') throw noTopic(wanted.topic);
       if (result.status === 'immutable') throw immutable(name);
-      const status = result.status === 'created' ? 201 : 200;
-      return reply.code(status).send(subscriptionToWire(result.subscription));
+      const subscription = subscriptionToWire(result.subscription);
+      if (result.status === 'updated') return reply.code(200).send(subscription);
+      return reply.code(201).send({
+        ...subscription,
+        push: subscription.push && { ...subscription.push, secret: secret?.text ?? '' },
+      });
     },
   );
-}
-
-function immutable(name: string): Problem {
-  const detail = `${name} exists with another topic or type, which cannot be changed; delete it first.`;
-  return new Problem('subscription_immutable', detail);
 }
 
 function addGet(app: FastifyInstance, { db }: AppDependencies): void {

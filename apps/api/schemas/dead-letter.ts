@@ -10,8 +10,20 @@ export const DeadLetterParams = Type.Object({
 
 export type DeadLetterParams = Static<typeof DeadLetterParams>;
 
-/** Nothing can be chosen yet: all dead letters there are go back. */
-export const Redrive = Type.Object({}, { additionalProperties: false });
+/** All dead letters there are go back. */
+export const Redrive = Type.Object(
+  {
+    rate_per_second: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: 100_000,
+        description: 'Events that go back in a second at most; as fast as it goes unless given.',
+      }),
+    ),
+  },
+  { additionalProperties: false },
+);
+export type Redrive = Static<typeof Redrive>;
 
 export const DeadLetter = Type.Object({
   id: Type.String(),
@@ -20,6 +32,10 @@ export const DeadLetter = Type.Object({
   }),
   reason: Type.String({ description: 'max_attempts, rejected or expired' }),
   last_error: Type.Unsafe<string | null>({ type: ['string', 'null'] }),
+  last_status: Type.Unsafe<number | null>({
+    type: ['integer', 'null'],
+    description: 'Push: of the last answer; null where none came.',
+  }),
   attempts: Type.Integer(),
   published_at: Type.String(),
   died_at: Type.String(),

@@ -88,6 +88,27 @@ export const Settled = Type.Object({
 });
 
 const nullableText = Type.Unsafe<string | null>({ type: ['string', 'null'] });
+const nullableInteger = (description: string) =>
+  Type.Unsafe<number | null>({ type: ['integer', 'null'], description });
+
+const AttemptItem = Type.Object({
+  attempt: Type.Integer(),
+  outcome: Type.String({
+    description: 'acked, nacked, released, deferred, dead, expired or lease_expired',
+  }),
+  settled_at: Type.String(),
+  worker: Type.Unsafe<string | null>({
+    type: ['string', 'null'],
+    description: 'The process that had the lease; null for a pull consumer.',
+  }),
+  status: nullableInteger('Push: of the answer; null where none came.'),
+  duration_ms: nullableInteger('Push: how long the request took.'),
+  error: nullableText,
+  response: Type.Unsafe<string | null>({
+    type: ['string', 'null'],
+    description: "Push: the first bytes of the answer's body, as UTF-8.",
+  }),
+});
 
 export const Deliveries = Type.Object({
   items: Type.Array(
@@ -100,6 +121,9 @@ export const Deliveries = Type.Object({
       last_attempt_at: nullableText,
       last_error: nullableText,
       dead_letter_id: nullableText,
+      history: Type.Array(AttemptItem, {
+        description: 'Attempts that have ended, oldest first; the last 100.',
+      }),
     }),
   ),
 });

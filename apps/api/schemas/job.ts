@@ -12,6 +12,11 @@ export const Job = Type.Object({
   subscription: Type.String(),
   total: Type.Integer({ description: 'Dead letters that there were when the job was made.' }),
   done: Type.Integer(),
+  progress: Type.Number({ description: 'From 0 to 1.' }),
+  rate_per_second: Type.Unsafe<number | null>({
+    type: ['integer', 'null'],
+    description: 'Events in a second at most; null: as fast as it goes.',
+  }),
   error: Type.Unsafe<string | null>({ type: ['string', 'null'] }),
   created_at: Type.String(),
   updated_at: Type.String(),

@@ -1,5 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { Page, pageQueryMembers } from './page.ts';
+import { CreatedPush, NewPush, Push, PushChange } from './push.ts';
 import { Name } from './topic.ts';
 
 export const SubscriptionParams = Type.Object({ subscription: Name });
@@ -48,6 +49,11 @@ const attemptMembers = {
     maximum: 100,
     description: 'BACKOFF_MULTIPLIER unless given.',
   }),
+  retry_client_errors: Type.Boolean({
+    default: false,
+    description:
+      'Push: whether answers such as 400 are tried again instead of becoming a dead letter at once.',
+  }),
 };
 
 const RetryPolicy = Type.Object(attemptMembers, {
@@ -55,63 +61,89 @@ const RetryPolicy = Type.Object(attemptMembers, {
     'After attempt n an event waits a random time up to minimum_backoff_ms x multiplier^(n - 1), at most maximum_backoff_ms.',
 });
 
+/** What a PUT sets and a PATCH changes, but for `push`. */
+const settable = {
+  filter: Type.Optional(Filter),
+  visibility_timeout_seconds: Type.Optional(
+    Type.Integer({
+      minimum: 1,
+      maximum: 43_200,
+      description:
+        'How long a lease lasts; VISIBILITY_TIMEOUT_MS unless given. For pull: a push subscription keeps and shows it, and goes by push.timeout_ms.',
+    }),
+  ),
+  retry_policy: Type.Optional(Type.Partial(RetryPolicy, { additionalProperties: false })),
+  backpressure: Type.Optional(
+    Type.Boolean({
+      description:
+        "Whether its backlog may stop the topic's producers; true for pull and false for push unless given.",
+    }),
+  ),
+  on_expiry: Type.Optional(
+    Type.Enum(['drop', 'dead_letter'], {
+      default: 'drop',
+      description: 'What becomes of events whose retention ends before they are acked.',
+    }),
+  ),
+  ordered: Type.Optional(Type.Boolean({ default: false, description: 'Only false yet.' })),
+  max_in_flight: Type.Optional(
+    Type.Unsafe<number | null>({
+      type: ['integer', 'null'],
+      minimum: 1,
+      description: 'Only null yet.',
+    }),
+  ),
+};
+
+const SubscriptionType = Type.Enum(['pull', 'push']);
+
 export const PutSubscription = Type.Object(
-  {
-    topic: Name,
-    type: Type.Enum(['pull', 'push']),
-    filter: Type.Optional(Filter),
-    visibility_timeout_seconds: Type.Optional(
-      Type.Integer({
-        minimum: 1,
-        maximum: 43_200,
-        description: 'How long a lease lasts; VISIBILITY_TIMEOUT_MS unless given.',
-      }),
-    ),
-    retry_policy: Type.Optional(Type.Partial(RetryPolicy, { additionalProperties: false })),
-    backpressure: Type.Optional(
-      Type.Boolean({
-        default: true,
-        description: "Whether its backlog may stop the topic's producers.",
-      }),
-    ),
-    on_expiry: Type.Optional(
-      Type.Enum(['drop', 'dead_letter'], {
-        default: 'drop',
-        description: 'What becomes of events whose retention ends before they are acked.',
-      }),
-    ),
-    ordered: Type.Optional(Type.Boolean({ default: false, description: 'Only false yet.' })),
-    max_in_flight: Type.Optional(
-      Type.Unsafe<number | null>({
-        type: ['integer', 'null'],
-        minimum: 1,
-        description: 'Only null yet.',
-      }),
-    ),
-    push: Type.Optional(Type.Unsafe<unknown>({ description: 'Not supported yet.' })),
-  },
+  { topic: Name, type: SubscriptionType, ...settable, push: Type.Optional(NewPush) },
   { additionalProperties: false },
 );
 export type PutSubscription = Static<typeof PutSubscription>;
 
-export const Subscription = Type.Object({
+export const PatchSubscription = Type.Object(
+  {
+    topic: Type.Optional(Name),
+    type: Type.Optional(SubscriptionType),
+    ...settable,
+    push: Type.Optional(PushChange),
+  },
+  { additionalProperties: false },
+);
+export type PatchSubscription = Static<typeof PatchSubscription>;
+
+/** Pause and resume take nothing to choose by. */
+export const Nothing = Type.Object({}, { additionalProperties: false });
+
+const shown = {
   name: Type.String(),
   topic: Type.String(),
   type: Type.String(),
-  state: Type.String(),
+  state: Type.String({ description: 'active, paused or disabled' }),
+  disabled_reason: Type.Unsafe<string | null>({
+    type: ['string', 'null'],
+    description: 'Why the broker stopped pushing; resume undoes it.',
+  }),
   filter: Type.Unsafe<{ exact: Record<string, string> } | null>({
     type: ['object', 'null'],
     additionalProperties: true,
   }),
   visibility_timeout_seconds: Type.Integer(),
   retry_policy: RetryPolicy,
+  push: Push,
   backpressure: Type.Boolean(),
   on_expiry: Type.String(),
   ordered: Type.Boolean(),
   max_in_flight: Type.Unsafe<number | null>({ type: ['integer', 'null'] }),
   created_at: Type.String(),
   updated_at: Type.String(),
-});
+};
+
+export const Subscription = Type.Object(shown);
 export type Subscription = Static<typeof Subscription>;
+
+export const CreatedSubscription = Type.Object({ ...shown, push: CreatedPush });
 
 export const SubscriptionPage = Page(Subscription);

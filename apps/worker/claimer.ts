@@ -1,0 +1,192 @@
+import { claim, type ClaimedEvent, type ClaimRoom } from '#db/claim.ts';
+import type { Database } from '#db/client.ts';
+import { faultOf } from '#db/errors.ts';
+import { LowWaterMarks } from '#db/low-water-marks.ts';
+import { idleMark } from '#db/mark.ts';
+import type { WorkerSession } from '#db/worker-session.ts';
+import type { Logger } from '#runtime/logger.ts';
+import type { Outage } from '#runtime/outage.ts';
+import type { DeliveryQueue, Held } from './delivery-queue.ts';
+
+export interface ClaimerOptions {
+  readonly db: Database;
+  readonly statementTimeoutMs: number;
+  readonly leaseMs: number;
+  readonly logger: Pick<Logger, 'error'>;
+  readonly outage: Outage;
+  /** The life in which this worker may claim now; undefined: it may not. */
+  readonly session: () => WorkerSession | undefined;
+  /** Bytes that may still be claimed. */
+  readonly bytesFree: () => number;
+  readonly onClaimed: (queue: DeliveryQueue, held: readonly Held[]) => void;
+}
+
+// claims under way, of different topics; the rest of the pool is for settles
+const claimsMax = 2;
+const queuesPerClaim = 32;
+const eventsPerClaim = 2000;
+const bytesPerQueue = 4_194_304;
+const retryMs = { first: 100, max: 5000 };
+
+/**
+ * Claims for the queues that have room and may have something due: one call for those of a topic, one at a time per topic,
+ * topics and subscriptions in turn.
+ */
+export class Claimer {
+  readonly #options: ClaimerOptions;
+  readonly #marks: LowWaterMarks;
+  /** By topic, those that came first in front. */
+  readonly #hungry = new Map<number, Set<DeliveryQueue>>();
+  readonly #underWay = new Map<number, Promise<void>>();
+  #failures = 0;
+  #retry: NodeJS.Timeout | undefined;
+  #isStopped = false;
+
+  constructor(options: ClaimerOptions) {
+    this.#options = options;
+    this.#marks = new LowWaterMarks({ lookBackMs: options.statementTimeoutMs * 2 });
+  }
+
+  /** Something of it may have been due since `mark`, earlier than its next claim would look. */
+  lower(subscriptionId: number, mark: string): void {
+    this.#marks.lower(subscriptionId, mark);
+  }
+
+  /** A queue is due, or has room again. */
+  want(queue: DeliveryQueue): void {
+    if (!queue.isDue || queue.isClaiming || this.#isStopped) return;
+    const queues = this.#hungry.get(queue.topicId) ?? new Set();
+    this.#hungry.set(queue.topicId, queues.add(queue));
+  }
+
+  /** Begins the claims that can be begun now. */
+  run(): void {
+    if (this.#retry !== undefined || this.#isStopped) return;
+    for (const [topicId, queues] of this.#hungry) {
+      if (this.#underWay.size >= claimsMax || this.#options.bytesFree() <= 0) return;
+      if (this.#underWay.has(topicId)) continue;
+      const session = this.#options.session();
+      if (session === undefined) return;
+      const now = performance.now();
+      const chosen = this.#choose(queues, now);
+      // behind the others, whether something is left of it or not
+      this.#hungry.delete(topicId);
+      if (queues.size > 0) this.#hungry.set(topicId, queues);
+      if (chosen.length > 0) this.#begin(topicId, chosen, session);
+    }
+  }
+
+  /** Begins no more claims, and waits for those under way. */
+  async stop(): Promise<void> {
+    this.#isStopped = true;
+    clearTimeout(this.#retry);
+    this.#hungry.clear();
+    await Promise.all(this.#underWay.values());
+  }
+
+  /** Queues without room are left out; they come back when they have some. */
+  #choose(queues: Set<DeliveryQueue>, now: number): DeliveryQueue[] {
+    const chosen: DeliveryQueue[] = [];
+    for (const queue of queues) {
+      if (chosen.length === queuesPerClaim) break;
+      queues.delete(queue);
+      if (queue.room(now) > 0) chosen.push(queue);
+    }
+    return chosen;
+  }
+
+  #begin(topicId: number, queues: readonly DeliveryQueue[], session: WorkerSession): void {
+    const claiming = this.#claim(topicId, queues, session).finally(() => {
+      this.#underWay.delete(topicId);
+      for (const queue of queues) {
+        queue.isClaiming = false;
+        this.want(queue);
+      }
+      this.run();
+    });
+    this.#underWay.set(topicId, claiming);
+  }
+
+  async #claim(
+    topicId: number,
+    queues: readonly DeliveryQueue[],
+    session: WorkerSession,
+  ): Promise<void> {
+    const { db, leaseMs, outage, onClaimed } = this.#options;
+    const sentAt = performance.now();
+    for (const queue of queues) {
+      queue.isClaiming = true;
+      // what becomes due from here on says so again
+      queue.isDue = false;
+    }
+    const rooms = queues.map((queue) => this.#roomOf(queue, queues.length, sentAt));
+    let events: ClaimedEvent[];
+    try {
+      events = await claim(db, topicId, rooms, { leaseMs, leasedBy: session.instance });
+    } catch (error) {
+      this.#noteFailure(error, queues, session);
+      return;
+    }
+    this.#failures = 0;
+    outage.worked('claim', sentAt);
+    const found = Map.groupBy(events, (event) => event.subscription_id);
+    for (const queue of queues) {
+      const own = found.get(queue.id);
+      if (own === undefined) continue;
+      this.#marks.saw(queue.id, own, performance.now());
+      // there may be more, and what was published meanwhile
+      queue.isDue = true;
+      const held = own.map((event): Held => ({ event, claim: { session, sentAt, leaseMs } }));
+      onClaimed(queue, held);
+    }
+    await this.#markIdle(
+      queues.filter((queue) => !found.has(queue.id)),
+      sentAt,
+    );
+  }
+
+  #roomOf(queue: DeliveryQueue, queues: number, now: number): ClaimRoom {
+    const { id } = queue;
+    const bytesFree = Math.max(1, Math.floor(this.#options.bytesFree() / queues));
+    return {
+      subscription_id: id,
+      events: Math.min(queue.room(now), Math.ceil(eventsPerClaim / queues)),
+      bytes: Math.min(bytesPerQueue, bytesFree),
+      mark: this.#marks.next(id, now),
+    };
+  }
+
+  /** So that the next claim of a subscription that is empty does not start at the head. */
+  async #markIdle(queues: readonly DeliveryQueue[], now: number): Promise<void> {
+    const { db, statementTimeoutMs } = this.#options;
+    for (const { id } of queues) {
+      if (!this.#marks.isOld(id, now)) continue;
+      const mark = await idleMark(db, id, statementTimeoutMs * 2).catch(() => undefined);
+      if (mark !== undefined) this.#marks.set(id, mark, performance.now());
+    }
+  }
+
+  #noteFailure(error: unknown, queues: readonly DeliveryQueue[], session: WorkerSession): void {
+    for (const queue of queues) {
+      queue.isDue = true;
+      // what a wake-up had asked for is forgotten with the rest: from the head again
+      this.#marks.forget(queue.id);
+    }
+    const fault = faultOf(error);
+    if (fault === 'worker_gone') session.noteGone();
+    else if (fault === 'unavailable' || fault === 'outcome_unknown') {
+      this.#options.outage.failed('claim', error);
+    } else if (this.#failures === 0) this.#options.logger.error({ err: error }, 'a claim failed');
+    const longestMs = Math.min(retryMs.max, retryMs.first * 2 ** Math.min(this.#failures, 20));
+    this.#failures += 1;
+    if (this.#isStopped) return;
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(
+      () => {
+        this.#retry = undefined;
+        this.run();
+      },
+      longestMs * (0.5 + Math.random() / 2),
+    );
+  }
+}
