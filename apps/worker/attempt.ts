@@ -69,12 +69,12 @@ function databaseTime({ event, claim }: Held): number {
 
 /** How many deliveries this endpoint gets, and whether any. */
 function learn(
-  { breaker, window, inFlight, name }: DeliveryQueue,
+  { breaker, window, inFlight, waiting, name }: DeliveryQueue,
   { result, outcome }: { readonly result: EndpointResult; readonly outcome: Outcome },
   { logger }: AttemptOptions,
 ): void {
   const now = performance.now();
-  if (result.kind === 'answer') window.answered(inFlight);
+  if (result.kind === 'answer') window.answered(inFlight, waiting);
   else window.unanswered();
   if (outcome.outcome === 'acked') {
     if (breaker.isOpen) logger.info({ subscription: name }, 'the endpoint works again');

@@ -31,9 +31,14 @@ export class EndpointClient implements AsyncDisposable {
     this.#connections = new EndpointConnections(policy, idleConnectionsMax);
   }
 
-  /** Open connections: with a request under way, and without. */
-  get connections(): { readonly busy: number; readonly idle: number } {
-    return { busy: this.#connections.busyCount, idle: this.#connections.idleCount };
+  /** Connections with a request under way and without, and to how many origins those are. */
+  get connections(): {
+    readonly busy: number;
+    readonly idle: number;
+    readonly idleOrigins: number;
+  } {
+    const { busyCount, idleCount, originCount } = this.#connections;
+    return { busy: busyCount, idle: idleCount, idleOrigins: originCount };
   }
 
   /** Never rejects. */

@@ -78,6 +78,7 @@ export class EndpointConnection {
 
   /** Closes it at once, also while it is being made. */
   destroy(reason: Error): void {
+    // the client, so that it connects no more; the socket, which a client does not know before it is connected
     void this.#client.destroy(reason);
     this.#socket?.destroy(reason);
   }
@@ -110,6 +111,11 @@ export class EndpointConnections {
 
   get idleCount(): number {
     return this.#idle.size;
+  }
+
+  /** That something is idle for. */
+  get originCount(): number {
+    return this.#idleOf.size;
   }
 
   /** The idle connection that was used last: it is the least likely to be closed by the server at this moment. */

@@ -84,7 +84,10 @@ interface Parts extends ProcessKit {
 function assemble(config: WorkerConfig, parts: Parts): void {
   const { db, wakeups, metrics, logger, outage, lifecycle, applicationName } = parts;
   const { statementTimeoutMs } = config;
-  const client = new EndpointClient({ policy: createEgressPolicy(config.allowPrivateTargets) });
+  const client = new EndpointClient({
+    policy: createEgressPolicy(config.allowPrivateTargets),
+    idleConnectionsMax: Math.max(1024, config.workerCount),
+  });
   const directory = new PushDirectory({
     db,
     wakeups,

@@ -1,7 +1,7 @@
 const initial = 8;
 
 /**
- * How many deliveries of one subscription may be in flight. It begins small and grows with each answer while it is used up, so
+ * How many deliveries of one subscription may be in flight. It begins small and grows with each answer while events wait for it, so
  * that an endpoint which hangs from the start holds few slots; what gets no answer makes it smaller.
  */
 export class Window {
@@ -18,9 +18,10 @@ export class Window {
     return this.#size;
   }
 
-  /** `inFlight`: as it was with this delivery. */
-  answered(inFlight: number): void {
-    if (inFlight >= this.#size && this.#size < this.#max) this.#size += 1;
+  /** `inFlight`, `waiting`: as they were with this delivery; something that waits could have gone if there were more room. */
+  answered(inFlight: number, waiting: number): void {
+    const isTooSmall = waiting > 0 && inFlight * 2 > this.#size;
+    if (isTooSmall && this.#size < this.#max) this.#size += 1;
   }
 
   unanswered(): void {

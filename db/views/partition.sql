@@ -13,3 +13,4 @@ select c.relname::text as event_partition, replace(c.relname::text, 'event_', 'a
       from (select split_part(c.relname, '_', 3) as digits) d
   ) t
  where c.relkind = 'r' and c.relname ~ '^event_[0-9]+h_[0-9]{8}t[0-9]{4}$';
+comment on view broker.partition is 'Partitions of events and of the attempts beside them, by class of retention in hours.';

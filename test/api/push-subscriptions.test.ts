@@ -129,23 +129,6 @@ describe('PUT /subscriptions/{subscription} of type push', () => {
     [{ type: 'push', push: { endpoint, headers: { a: 'ä' } } }, '/push/headers/a'],
     [{ type: 'push', push: { endpoint, headers: { a: 5 } } }, '/push/headers/a'],
     [{ type: 'push', push: { endpoint, headers: { a: '1', A: '2' } } }, '/push/headers/A'],
-    [
-      {
-        type: 'push',
-        push: {
-          endpoint,
-          headers: Object.fromEntries(Array.from({ length: 33 }, (_, n) => [`h${n}`, ''])),
-        },
-      },
-      '/push/headers',
-    ],
-    [
-      {
-        type: 'push',
-        push: { endpoint, headers: { a: 'x'.repeat(4096), b: 'x'.repeat(4095) } },
-      },
-      '/push/headers',
-    ],
     [{ type: 'push', push: { endpoint }, ordered: true }, '/ordered'],
   ])('refuses %j', async (members, pointer) => {
     const answer = await api.call('PUT /api/v1/subscriptions/bad', { topic: 'orders', ...members });
@@ -171,11 +154,21 @@ describe('PUT /subscriptions/{subscription} of type push', () => {
     });
   });
 
-  test('32 headers of 8 KiB in all are taken', async () => {
-    const headers = Object.fromEntries(
-      Array.from({ length: 32 }, (_, n) => [`h${String(n).padStart(2, '0')}`, 'x'.repeat(253)]),
-    );
-    expect((await put('many', { headers })).status).toBe(201);
+  test('32 headers of 8 KiB in all are taken, and no more', async () => {
+    const headers = (count: number, bytes: number): Record<string, string> =>
+      Object.fromEntries(
+        Array.from({ length: count }, (_, n) => [
+          `h${String(n).padStart(2, '0')}`,
+          'x'.repeat(bytes),
+        ]),
+      );
+    expect((await put('many', { headers: headers(32, 253) })).status).toBe(201);
+    for (const tooMany of [headers(33, 1), headers(32, 254)]) {
+      expect(await put('many', { headers: tooMany })).toMatchObject({
+        status: 422,
+        json: { code: 'invalid_request', errors: [{ pointer: '/push/headers' }] },
+      });
+    }
   });
 
   test('does not become a pull subscription, nor the other way', async () => {

@@ -129,7 +129,7 @@ describe('PATCH /subscriptions/{subscription}', () => {
 });
 
 describe('pause and resume', () => {
-  test('a paused subscription hands out nothing; what is leased may still be settled; a resume wakes who waits', async () => {
+  test('a paused subscription hands out nothing; what is leased may still be settled; a resume hands out to who waits', async () => {
     const { reader, publishMany, post, receive } = await aTopicWithReader(api);
     await publishMany(1);
     const [leased] = await receive();

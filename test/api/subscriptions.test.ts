@@ -303,7 +303,10 @@ test('deliveries of an event: waiting, leased, acked, dead, expired', async () =
   expect(answer.json.items[1].history[0].settled_at).toBe(answer.json.items[1].last_attempt_at);
   expect(answer.json.items[1].dead_letter_id).toMatch(/^\d+$/);
   // what a receiver answered is shown as text, whatever it was
-  await query(api.url, `update broker.attempt set response = 'oh \\xff' where outcome = 'acked'`);
+  await query(
+    api.url,
+    `update broker.attempt set response = '\\x6f6820ff' where outcome = 'acked'`,
+  );
   const shown = await api.call(`GET /api/v1/topics/seen/events/${id}/deliveries`);
   expect(shown.json.items[0].history).toMatchObject([{ outcome: 'acked', response: 'oh \ufffd' }]);
   // dropped at the end of its retention: nothing says that it was acked

@@ -52,7 +52,7 @@ async function main(): Promise<void> {
   const committed = await lab.finish();
   console.log(`\n${tableOf(machine, results)}\n`);
   console.log(
-    `JSON of 185 bytes, one subscription; medians of ${rounds} rounds of ${seconds} s. tx: transactions that wrote; with those\n` +
+    `JSON of 185 bytes, one subscription, four where a worker pushes; medians of ${rounds} rounds of ${seconds} s. tx: transactions that wrote; with those\n` +
       `that only read ${committed.toLocaleString('en-US')} in the whole run, fillings and warm-up included. CPU: of one core;\n` +
       `process: the API's, or the worker's, or that of the bare POSTs.`,
   );

@@ -8,7 +8,7 @@ import { startHelper } from './helper-process.ts';
 import { HttpConnection, postRequest } from './http-connection.ts';
 import type { Lab } from './lab.ts';
 import type { Measurement } from './measurements.ts';
-import type { Result } from './results.ts';
+import { median, type Result } from './results.ts';
 import { type Sample, type Step, takeSample } from './sample.ts';
 
 /** The earlier broker's, and up. */
@@ -18,6 +18,7 @@ const subscriptions = 4;
 /** Of each subscription; more than a worker can send. */
 const waitingPerSecond = 3000;
 const lookMs = 50;
+const silenceMaxMs = 5000;
 
 /** Each worker count beside bare POSTs with as many connections. */
 export const pushMeasurements: readonly Measurement[] = [
@@ -26,16 +27,17 @@ export const pushMeasurements: readonly Measurement[] = [
   pushOneByOne(16),
 ];
 
-/** What a worker reaches, as a share of the bare POSTs with as many connections. */
+/** What a worker reaches, as a share of the bare POSTs with as many connections: the median of the rounds' own shares. */
 export function ratiosOf(results: readonly Result[]): string[] {
   return workerCounts.flatMap((count) => {
-    const rateOf = (measurement: Measurement): number =>
+    const roundsOf = (measurement: Measurement): readonly number[] =>
       results.find(({ name, connections }) => name === measurement.name && connections === count)
-        ?.eventsPerSecond ?? Number.NaN;
-    const ratio = rateOf(pushToSink(count)) / rateOf(barePosts(count));
-    return Number.isNaN(ratio)
-      ? []
-      : [`push with WORKER_COUNT=${count}: ${(ratio * 100).toFixed(0)} % of bare undici POSTs`];
+        ?.roundsEventsPerSecond ?? [];
+    const bare = roundsOf(barePosts(count));
+    const shares = roundsOf(pushToSink(count)).map((rate, round) => rate / (bare[round] ?? 0));
+    if (shares.length === 0 || bare.length === 0) return [];
+    const share = (median(shares) * 100).toFixed(0);
+    return [`push with WORKER_COUNT=${count}: ${share} % of bare undici POSTs`];
   });
 }
 
@@ -132,10 +134,13 @@ async function sampleOfSink(
     if (seen === 0) throw new Error('nothing yet');
   });
   const look: Step = async () => {
-    await delay(lookMs);
     const before = seen;
-    seen = await count();
-    if (seen === before) throw new Error('the sink gets nothing more');
+    const deadline = performance.now() + silenceMaxMs;
+    while (seen === before) {
+      if (performance.now() > deadline) throw new Error('the sink gets nothing more');
+      await delay(lookMs);
+      seen = await count();
+    }
     return seen - before;
   };
   const sample = await takeSample({ control, api: { pid } }, seconds, [look]);

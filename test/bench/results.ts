@@ -68,7 +68,7 @@ export function resultOf(measurement: Measurement, samples: readonly Sample[]): 
   };
 }
 
-function median(values: readonly number[]): number {
+export function median(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
 }
 
@@ -109,7 +109,7 @@ function lineOf(result: Result): string[] {
     String(result.connections),
     String(result.batch),
     result.eventsPerSecond.toLocaleString('en-US'),
-    result.roundsEventsPerSecond.map((rate) => (rate / 1000).toFixed(1)).join(' ') + ' k',
+    result.roundsEventsPerSecond.map(thousands).join(' ') + ' k',
     millisecondsOf(result.p50Ms),
     millisecondsOf(result.p99Ms),
     result.walBytesPerEvent.toFixed(0),
@@ -118,6 +118,11 @@ function lineOf(result: Result): string[] {
     `${(result.processCpu * 100).toFixed(0)} %`,
     result.processSecondsPerThousand.toFixed(3),
   ];
+}
+
+/** With three digits where it is little. */
+function thousands(rate: number): string {
+  return (rate / 1000).toFixed(rate < 1000 ? 3 : 1);
 }
 
 function millisecondsOf(value: number): string {

@@ -11,7 +11,16 @@ import { aSubscription, aTerm, aTopic, publishMany } from '../support/factory.ts
 const entries = 200_000;
 const tables = ['empty', 'full', 'never analysed', 'analysed with one row'] as const;
 // what was seen is printed; a flipped plan costs thousands
-const buffersMax = { publish: 400, claim: 700, settle: 900, extend: 300, reap: 900, due: 60 };
+const buffersMax = {
+  publish: 400,
+  claim: 700,
+  settle: 900,
+  extend: 300,
+  reap: 900,
+  due: 60,
+  take_over: 900,
+  topics_leased_by: 60,
+};
 
 type TestDatabase = Awaited<ReturnType<typeof cloneDatabase>>;
 
@@ -60,17 +69,18 @@ async function prepare(table: (typeof tables)[number]): Promise<Subject> {
   return subject;
 }
 
-/** Single-event entries: most waiting, 10,000 leased for an hour, 10,000 with leases that ran out. */
+/** Single-event entries: most waiting, 10,000 leased for an hour by two workers, 10,000 with leases that ran out. */
 async function fill(client: pg.Client, topic: number, subscription: number): Promise<void> {
   await client.query(`with base as materialized (select broker.id_floor(clock_timestamp()) as id, clock_timestamp() as at)
     insert into broker.event (id, published_at, expires_at, topic_id, retention_class, type, data)
     select (base.id + i) << 10, base.at, base.at + interval '7 days', ${topic}, 168, 't', '{"a":1}'
       from base, generate_series(1, ${entries}) i`);
   await client.query(`insert into broker.queue (topic_id, publish_id, subscription_id, ordinals, event_count, bytes, available_at,
-      retention_class, lease_expires_at, generation, attempt)
+      retention_class, lease_expires_at, generation, attempt, leased_by)
     select ${topic}, e.id >> 10, ${subscription}, '{0}', 1, 10, clock_timestamp() - interval '1 day' + e.n * interval '1 millisecond',
         168, case when e.n % 20 = 0 then clock_timestamp() + interval '1 hour' when e.n % 20 = 1 then clock_timestamp() - interval '1 hour' end,
-        case when e.n % 20 < 2 then 1 else 0 end, case when e.n % 20 < 2 then 1 else 0 end
+        case when e.n % 20 < 2 then 1 else 0 end, case when e.n % 20 < 2 then 1 else 0 end,
+        case when e.n % 40 = 0 then 'worker-a' when e.n % 40 = 20 then 'worker-b' end
       from (select id, row_number() over (order by id) as n from broker.event) e`);
 }
 
@@ -134,6 +144,10 @@ const calls = {
       array_fill(0::smallint, array[10]), 3600000)`,
   reap: async (subject: Subject) =>
     `select * from broker.reap(${subject.topic}, ${subject.term}, 10, '-infinity')`,
+  take_over: async (subject: Subject) =>
+    `select * from broker.take_over(${subject.topic}, ${subject.term}, 'worker-a', 10)`,
+  topics_leased_by: async () =>
+    `select * from broker.topics_leased_by('{worker-b,worker-gone}')`,
   due: async (subject: Subject) =>
     `select * from broker.due(${subject.topic}, clock_timestamp() - interval '2 days')`,
 };

@@ -2,13 +2,14 @@
 // Method: one verb stays open in a transaction while the other runs, in both orders; asserted are the results and who waits.
 import { sql } from 'kysely';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { ClaimedEvent } from '#db/claim.ts';
+import { claim, type ClaimedEvent } from '#db/claim.ts';
 import type { Database } from '#db/client.ts';
 import { faultOf } from '#db/errors.ts';
 import { extend } from '#db/extend.ts';
 import { publishBatch } from '#db/publish.ts';
 import { reap } from '#db/reap.ts';
-import { aSubscription, aTerm, aTopic, anEvent, publishMany } from '../support/factory.ts';
+import { takeOver } from '#db/take-over.ts';
+import { aSubscription, aTerm, aTopic, aWorker, anEvent, publishMany } from '../support/factory.ts';
 import { schedule } from '../support/schedule.ts';
 import {
   claimSome,
@@ -265,4 +266,41 @@ test('publish x publish of one key: the second waits, gives up by its lock timeo
   expect(await publish(database.db).catch(faultOf)).toBe('lock_timeout');
   await trx.commit().execute();
   expect(await publish(database.db)).toMatchObject({ results: [[{ outcome: 'duplicate' }]] });
+});
+
+describe('take-over x settle', () => {
+  const goneWith = async () => {
+    const { db, topic, subscription } = await setUp(10);
+    const worker = await aWorker(db);
+    const room = { subscription_id: subscription, events: 100, bytes: 1 << 20 };
+    const claimed = await claim(db, topic, [room], { leaseMs: 360_000, leasedBy: worker });
+    const term = await aTerm(db);
+    const taker = (trx: Database) => takeOver(trx, topic, term, { worker, limit: 100 });
+    return { db, topic, subscription, claimed, taker };
+  };
+
+  test('settle first: the take-over passes by what is being settled, and never waits', async () => {
+    const { topic, claimed, taker, db, subscription } = await goneWith();
+    const { first, second, waited } = await schedule(database, ack(topic, claimed), taker);
+    expect(first).toEqual(all(10, 'acked'));
+    expect([second.expired_events, waited]).toEqual([0, false]);
+    expect(await queueRows(db, subscription)).toEqual([]);
+  });
+
+  test('take-over first: the settle waits for it, and has lost its leases', async () => {
+    const { topic, claimed, taker, db, subscription } = await goneWith();
+    const { first, second, waited } = await schedule(database, taker, ack(topic, claimed));
+    expect(first.expired_events).toBe(10);
+    expect(second).toEqual(all(10, 'lease_lost'));
+    expect(waited).toBe(true);
+    expect(await queueRows(db, subscription)).toMatchObject([{ generation: 2, attempt: 1 }]);
+  });
+
+  test('two leaders of two terms: the older one is refused, and nothing is taken over twice', async () => {
+    const { db, topic, subscription, taker } = await goneWith();
+    await taker(db);
+    await aTerm(db);
+    expect(await taker(db).then(() => 'none', faultOf)).toBe('term_over');
+    expect(await claimSome(db, topic, subscription, 100)).toHaveLength(10);
+  });
 });

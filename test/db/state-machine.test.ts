@@ -6,7 +6,8 @@ import { extend } from '#db/extend.ts';
 import type { Lease } from '#db/lease.ts';
 import { reap } from '#db/reap.ts';
 import { settle, type Settlement, type SettleResult } from '#db/settle.ts';
-import { aSubscription, aTerm, aTopic, publishMany } from '../support/factory.ts';
+import { takeOver } from '#db/take-over.ts';
+import { aSubscription, aTerm, aTopic, aWorker, publishMany } from '../support/factory.ts';
 import {
   claimSome,
   deadLetters,
@@ -21,8 +22,10 @@ const runs = process.env['LONG'] === '1' ? 1500 : 40;
 const maxAttempts = 4;
 
 let database: VerbDatabase;
+let worker: string;
 beforeAll(async () => {
   database = await openVerbDatabase();
+  worker = await aWorker(database.db);
 });
 afterAll(() => database[Symbol.asyncDispose]());
 
@@ -38,6 +41,9 @@ class Model {
   readonly leased = new Map<string, string>();
   readonly acked = new Map<string, string>();
   readonly dead = new Set<string>();
+  readonly deferrals = new Map<string, number>();
+  /** Those that a worker has leased, and not a pull consumer. */
+  readonly byWorker = new Set<string>();
   /** Every lease that was ever handed out. */
   readonly held: Held[] = [];
 
@@ -58,21 +64,26 @@ class Model {
       return 'acked';
     }
     const attempts = this.attempts.get(event) ?? 0;
-    if (outcome === 'rejected' || (outcome === 'nacked' && attempts >= maxAttempts)) {
+    const deferrals = this.deferrals.get(event) ?? 0;
+    const isDeferred = outcome === 'deferred' && deferrals < 9;
+    if (isDeferred) this.deferrals.set(event, deferrals + 1);
+    const isNacked = outcome === 'nacked' || (outcome === 'deferred' && !isDeferred);
+    if (outcome === 'rejected' || (isNacked && attempts >= maxAttempts)) {
       this.dead.add(event);
       return 'dead';
     }
-    if (outcome === 'released') this.attempts.set(event, attempts - 1);
+    if (!isNacked) this.attempts.set(event, attempts - 1);
     this.waiting.add(event);
-    return outcome;
+    return isNacked ? 'nacked' : outcome;
   }
 
-  expireAll(): void {
-    for (const event of this.leased.keys()) {
+  /** Leases that end without an answer: all of them, or those of the worker. */
+  end(events: Iterable<string>): void {
+    for (const event of events) {
+      if (!this.leased.delete(event)) continue;
       if ((this.attempts.get(event) ?? 0) >= maxAttempts) this.dead.add(event);
       else this.waiting.add(event);
     }
-    this.leased.clear();
   }
 }
 
@@ -80,19 +91,21 @@ const leaseKey = (lease: Lease): string => `${lease.entry_id}.${lease.generation
 
 type Call =
   | { readonly verb: 'publish'; readonly count: number }
-  | { readonly verb: 'claim'; readonly room: number }
+  | { readonly verb: 'claim'; readonly room: number; readonly isWorker: boolean }
   | {
       readonly verb: 'settle';
       readonly picks: readonly { readonly pick: number; readonly outcome: Settlement['outcome'] }[];
     }
   | { readonly verb: 'extend'; readonly pick: number }
-  | { readonly verb: 'expire' };
+  | { readonly verb: 'expire' }
+  | { readonly verb: 'take_over' };
 
 const outcome = fc.constantFrom<Settlement['outcome'][]>(
   'acked',
   'acked',
   'nacked',
   'released',
+  'deferred',
   'rejected',
 );
 const calls = fc.array(
@@ -103,6 +116,7 @@ const calls = fc.array(
       arbitrary: fc.record({
         verb: fc.constant('claim' as const),
         room: fc.integer({ min: 1, max: 150 }),
+        isWorker: fc.boolean(),
       }),
     },
     {
@@ -118,6 +132,7 @@ const calls = fc.array(
     },
     fc.record({ verb: fc.constant('extend' as const), pick: fc.nat({ max: 300 }) }),
     fc.record({ verb: fc.constant('expire' as const) }),
+    fc.record({ verb: fc.constant('take_over' as const) }),
   ),
   { minLength: 5, maxLength: 40 },
 );
@@ -150,16 +165,19 @@ async function run(call: Call, model: Model, topic: number, subscription: number
       break;
     case 'claim': {
       await makeDue(db, subscription);
-      const events = await claimSome(db, topic, subscription, call.room);
-      expect(events.length).toBeLessThanOrEqual(call.room);
+      const { room, isWorker } = call;
+      const leasedBy = isWorker ? { leasedBy: worker } : {};
+      const events = await claimSome(db, topic, subscription, room, leasedBy);
+      expect(events.length).toBeLessThanOrEqual(room);
       if (events.length === 0) expect(model.waiting.size).toBe(0);
-      if (events.some((event) => event.isolated)) expect(events).toHaveLength(1);
+      if (events.some((event) => event.isolated) && !isWorker) expect(events).toHaveLength(1);
       for (const event of events) {
         expect(model.waiting.delete(event.event_id)).toBe(true);
         expect(event.attempt).toBe((model.attempts.get(event.event_id) ?? 0) + 1);
         model.attempts.set(event.event_id, event.attempt);
         const lease = { ...event, topic_id: topic };
         model.leased.set(event.event_id, leaseKey(lease));
+        model.byWorker[isWorker ? 'add' : 'delete'](event.event_id);
         model.held.push({ event: event.event_id, lease });
       }
       break;
@@ -197,7 +215,11 @@ async function run(call: Call, model: Model, topic: number, subscription: number
     case 'expire':
       await expireLeases(db, subscription);
       await reap(db, topic, await aTerm(db), { limit: 10_000, since: '-infinity' });
-      model.expireAll();
+      model.end([...model.leased.keys()]);
+      break;
+    case 'take_over':
+      await takeOver(db, topic, await aTerm(db), { worker, limit: 10_000 });
+      model.end(model.byWorker);
       break;
   }
 }

@@ -88,7 +88,7 @@ export const hostileRequests: HostileRequest[] = [
   ['a repeated member of a topic', topic, '{"max_backlog":1,"max_backlog":2}', 422, 'invalid_request', '/max_backlog'],
   ['a subscription of nothing', subscription, { type: 'pull' }, 422, 'invalid_request', '/topic'],
   ['a subscription of an unknown topic', subscription, { topic: 'nope', type: 'pull' }, 404, 'topic_not_found'],
-  ['push, which comes later', subscription, { topic: 'orders', type: 'push', push: { endpoint: 'http://127.0.0.1/' } }, 422, 'not_supported', '/type'],
+  ['a push to the broker itself', subscription, { topic: 'orders', type: 'push', push: { endpoint: 'http://127.0.0.1/' } }, 422, 'endpoint_not_allowed', '/push/endpoint'],
   ['order, which comes later', subscription, { ...pull, ordered: true }, 422, 'not_supported', '/ordered'],
   ['a limit in flight, which comes later', subscription, { ...pull, max_in_flight: 5 }, 422, 'not_supported', '/max_in_flight'],
   ['a filter dialect that comes later', subscription, { ...pull, filter: { prefix: { type: 'a' } } }, 422, 'not_supported', '/filter/prefix'],

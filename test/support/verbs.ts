@@ -42,7 +42,12 @@ export async function claimSome(
   topicId: number,
   subscriptionId: number,
   events: number,
-  options: { readonly leaseMs?: number; readonly mark?: string; readonly bytes?: number } = {},
+  options: {
+    readonly leaseMs?: number;
+    readonly mark?: string;
+    readonly bytes?: number;
+    readonly leasedBy?: string;
+  } = {},
 ): Promise<ClaimedEvent[]> {
   const room = {
     subscription_id: subscriptionId,
@@ -50,7 +55,8 @@ export async function claimSome(
     bytes: options.bytes ?? 8 << 20,
     mark: options.mark,
   };
-  return claim(db, topicId, [room], { leaseMs: options.leaseMs ?? 30_000 });
+  const { leaseMs = 30_000, leasedBy } = options;
+  return claim(db, topicId, [room], { leaseMs, ...(leasedBy !== undefined && { leasedBy }) });
 }
 
 /** Settles claimed events all in one way. */

@@ -184,6 +184,10 @@ test('content-type is what the producer said, and JSON for data of no said type'
     'content-type': 'text/xml',
   });
   expect(dataHeaders({ datacontenttype: null, data: null })).toEqual({});
+  // with its own syntax, but no line end and no byte that is not ASCII
+  expect(dataHeaders({ datacontenttype: 'text/plain; title="100% é\r\n"', data: '1' })).toEqual({
+    'content-type': 'text/plain; title="100% %C3%A9%0D%0A"',
+  });
 });
 
 test('a tracestate without a traceparent is not passed on', () => {

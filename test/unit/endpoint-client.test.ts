@@ -341,7 +341,7 @@ describe('aborted', () => {
       expect(result).toMatchObject({ kind: 'failure', error: 'aborted' });
     }
     await eventually(() => expect(endpoint.sockets.every((each) => each.destroyed)).toBe(true));
-    expect(client.connections).toEqual({ busy: 0, idle: 0 });
+    expect(client.connections).toEqual({ busy: 0, idle: 0, idleOrigins: 0 });
     expect(await client.send(request)).toMatchObject({ error: 'aborted' });
     expect(endpoint.sockets).toHaveLength(50);
   });
