@@ -1,4 +1,4 @@
-import type { Logger } from '#runtime/logger.ts';
+import type { Logger } from './logger.ts';
 
 /** Says once that the database is away, and once that it is back, whichever parts of the process notice it. */
 export class Outage {

@@ -146,8 +146,7 @@ const calls = {
     `select * from broker.reap(${subject.topic}, ${subject.term}, 10, '-infinity')`,
   take_over: async (subject: Subject) =>
     `select * from broker.take_over(${subject.topic}, ${subject.term}, 'worker-a', 10)`,
-  topics_leased_by: async () =>
-    `select * from broker.topics_leased_by('{worker-b,worker-gone}')`,
+  topics_leased_by: async () => `select * from broker.topics_leased_by('{worker-b,worker-gone}')`,
   due: async (subject: Subject) =>
     `select * from broker.due(${subject.topic}, clock_timestamp() - interval '2 days')`,
 };
