@@ -9,7 +9,7 @@ import { HttpConnection, postRequest } from './http-connection.ts';
 import type { Lab } from './lab.ts';
 import type { Measurement } from './measurements.ts';
 import { median, type Result } from './results.ts';
-import { type Sample, type Step, takeSample } from './sample.ts';
+import { quantile, type Sample, type Step, takeSample } from './sample.ts';
 
 /** The earlier broker's, and up. */
 const workerCounts = [8, 32, 128, 256];
@@ -23,8 +23,9 @@ const silenceMaxMs = 5000;
 /** Each worker count beside bare POSTs with as many connections. */
 export const pushMeasurements: readonly Measurement[] = [
   ...workerCounts.flatMap((count) => [pushToSink(count), barePosts(count)]),
-  pushOneByOne(1),
-  pushOneByOne(16),
+  pushOneByOne({ producers: 1, pauseMs: 50 }),
+  pushOneByOne({ producers: 1, pauseMs: 0 }),
+  pushOneByOne({ producers: 16, pauseMs: 0 }),
 ];
 
 /** What a worker reaches, as a share of the bare POSTs with as many connections: the median of the rounds' own shares. */
@@ -75,10 +76,17 @@ function barePosts(connections: number): Measurement {
   };
 }
 
-/** Single events, each published when the one before it has arrived. The time of a step is from publish to arrival. */
-function pushOneByOne(producers: number): Measurement {
+/** Single events, each published when the one before it has arrived, or some time later; how long each is on its way. */
+function pushOneByOne({
+  producers,
+  pauseMs,
+}: {
+  readonly producers: number;
+  readonly pauseMs: number;
+}): Measurement {
+  const pace = pauseMs === 0 ? 'one after the other' : `with ${pauseMs} ms between`;
   return {
-    name: 'push: one event, publish to arrival',
+    name: `push: single events ${pace}`,
     connections: producers,
     batch: 1,
     take: async (lab, seconds) => {
@@ -91,19 +99,23 @@ function pushOneByOne(producers: number): Measurement {
       const connections = await Promise.all(opening);
       const path = `/api/v1/topics/${place.topic}/events`;
       let number = 0;
+      const latencies: number[] = [];
       const steps = connections.map((connection): Step => async () => {
+        await delay(pauseMs);
         number += 1;
+        const sentAt = performance.now();
         const arrived = arrivals.of(number);
         const body = `{"type":"order.created","source":"/bench","data":{"number":${number}}}`;
         const { status } = await connection.send(postRequest(lab.api, path, body));
         if (status !== 202) throw new Error(`publish was answered ${status}`);
         await arrived;
+        latencies.push(performance.now() - sentAt);
         return 1;
       });
       const api = { pid: worker.workers[0]?.pid ?? 0 };
       const sample = await takeSample({ control: lab.control, api }, seconds, steps);
       for (const connection of connections) connection.close();
-      return sample;
+      return { ...sample, p50Ms: quantile(latencies, 0.5), p99Ms: quantile(latencies, 0.99) };
     },
   };
 }

@@ -50,17 +50,21 @@ export async function takeSample(
   const cpu = process.cpuUsage(cpuBefore);
   const processSeconds = cpuSecondsOf(api.pid) - processBefore;
   const after = await readCounters(control);
-  latencies.sort((a, b) => a - b);
   return {
     events,
     seconds: elapsed / 1000,
-    p50Ms: latencies[Math.floor(latencies.length * 0.5)] ?? 0,
-    p99Ms: latencies[Math.floor(latencies.length * 0.99)] ?? 0,
+    p50Ms: quantile(latencies, 0.5),
+    p99Ms: quantile(latencies, 0.99),
     walBytes: after.wal - before.wal,
     transactions: after.transactions - before.transactions,
     clientCpu: (cpu.user + cpu.system) / 1000 / elapsed,
     processCpu: (processSeconds * 1000) / elapsed,
   };
+}
+
+/** 0 of none. */
+export function quantile(values: readonly number[], share: number): number {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length * share)] ?? 0;
 }
 
 async function runFor(steps: readonly Step[], seconds: number) {

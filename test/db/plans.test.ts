@@ -19,7 +19,7 @@ const buffersMax = {
   reap: 900,
   due: 60,
   take_over: 900,
-  topics_leased_by: 60,
+  topics_leased_by: 300,
 };
 
 type TestDatabase = Awaited<ReturnType<typeof cloneDatabase>>;
