@@ -63,6 +63,8 @@ export interface Way {
   readonly deliveries: Delivery[];
   /** Of a push subscription, in the order in which they came. */
   readonly pushes: Push[];
+  /** Attempts of pushes of the first round that the broker gave up waiting for, where that was asked. */
+  timedOut: ReadonlySet<number>;
   deadLetter: DeadLetter | undefined;
   isRedriven: boolean;
   isFinished: boolean;
@@ -125,6 +127,7 @@ export class Ledger {
           event,
           deliveries: [],
           pushes: [],
+          timedOut: new Set(),
           deadLetter: undefined,
           isRedriven: false,
           isFinished: false,

@@ -40,14 +40,31 @@ export interface Explanation {
   readonly isFault: boolean;
 }
 
+/** Whether an event was pushed again although the endpoint was done with it, so that the broker has to say why. */
+export function isRepeated({ pushes }: Way): boolean {
+  return inOrder(pushes).some((push, index, all) => {
+    const next = all[index + 1];
+    const isDone = push.end === 'accepted' || push.end === 'rejected';
+    return isDone && next !== undefined && next.isRedriven === push.isRedriven;
+  });
+}
+
+/** By round and attempt: a machine that is busy may read a late request first. */
+function inOrder(pushes: readonly Push[]): Push[] {
+  return pushes.toSorted(
+    (a, b) => Number(a.isRedriven) - Number(b.isRedriven) || a.attempt - b.attempt,
+  );
+}
+
 /** Why each push beyond the first was made. */
 export function* explainPushes(way: Way, attemptsMax: number): Generator<Explanation> {
-  for (const [index, push] of way.pushes.entries()) {
+  const pushes = inOrder(way.pushes);
+  for (const [index, push] of pushes.entries()) {
     if (push.attempt > attemptsMax) {
       const what = `came for attempt ${push.attempt} of ${attemptsMax}`;
       yield { kind: 'retry', what, isFault: true };
     }
-    const previous = way.pushes[index - 1];
+    const previous = pushes[index - 1];
     if (previous !== undefined) yield explainNext(previous, push);
   }
 }
@@ -79,6 +96,9 @@ function explainNext(previous: Push, next: Push): Explanation {
     case 'open':
     case 'accepted':
     case 'rejected':
+      if (!previous.isRedriven && previous.way.timedOut.has(previous.attempt)) {
+        return { kind: 'duplicate', what: 'answered when the broker had given up', isFault: false };
+      }
       return {
         kind: 'duplicate',
         what: `was pushed again although ${previous.end}`,

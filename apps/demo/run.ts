@@ -15,8 +15,16 @@ import { commonestType, loadPayloads, type Payload } from './payloads.ts';
 import { eventsOf, publishAll } from './producers.ts';
 import { type Progress, startProgress } from './progress.ts';
 import { PushEndpoint } from './push-endpoint.ts';
-import { attemptsMax, cleanUp, setUp, type Stage, visibilityTimeoutSeconds } from './stage.ts';
-import { listDeadLetters } from './subscription-client.ts';
+import {
+  attemptsMax,
+  cleanUp,
+  pushTimeoutMs,
+  setUp,
+  type Stage,
+  visibilityTimeoutSeconds,
+} from './stage.ts';
+import { listAttempts, listDeadLetters } from './subscription-client.ts';
+import { isRepeated } from './push-findings.ts';
 
 export interface RunOptions {
   readonly broker: BrokerAddress;
@@ -65,7 +73,9 @@ export async function runDemo(options: RunOptions): Promise<Findings> {
       endpoint.begin({ ...stage.pushed, ledger });
     }
     const subscriptions = [...stage.filters.keys()];
-    await work({ client, ledger, stage, subscriptions, stopping, say }, payloads);
+    const run = { client, ledger, stage, subscriptions, stopping, say };
+    await work(run, payloads);
+    await askForTimeouts(run);
     return findingsOf(ledger, {
       attemptsMax,
       visibilityTimeoutMs: visibilityTimeoutSeconds * 1000,
@@ -174,6 +184,21 @@ async function lookForDeadLetters({ client, ledger }: Run, subscription: string)
 
 async function redrive({ client }: Run, subscription: string): Promise<void> {
   await client.call('POST', `/subscriptions/${subscription}/dlq/redrive`, { body: '{}' });
+}
+
+/** Where a push came again although it was answered: whether that was after the time that the broker waits. */
+async function askForTimeouts({ client, ledger, stage }: Run): Promise<void> {
+  const { topic, pushed } = stage;
+  if (pushed === undefined) return;
+  for (const way of ledger.ways.filter(isRepeated)) {
+    const eventId = ledger.eventId(way.event);
+    if (eventId === undefined) continue;
+    const attempts = await listAttempts(client, pushed.subscription, { topic, eventId });
+    const late = attempts.filter(
+      ({ status, duration_ms: ms }) => status === null && ms !== null && ms >= pushTimeoutMs * 0.9,
+    );
+    way.timedOut = new Set(late.map(({ attempt }) => attempt));
+  }
 }
 
 async function expectNothingLeft({ client, ledger, subscriptions }: Run): Promise<void> {

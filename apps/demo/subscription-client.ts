@@ -25,6 +25,14 @@ export interface DeadLetter {
   readonly event: SeenEvent;
 }
 
+/** One that has ended, of a push. */
+export interface Attempt {
+  readonly attempt: number;
+  /** Of the answer; null where none came. */
+  readonly status: number | null;
+  readonly duration_ms: number | null;
+}
+
 export interface Nack {
   readonly lease_id: string;
   readonly delay_seconds?: number;
@@ -89,6 +97,19 @@ export async function listDeadLetters(client: Client, subscription: string): Pro
     query = cursor === null ? '' : `?cursor=${encodeURIComponent(cursor)}`;
   } while (query !== '');
   return letters;
+}
+
+/** What the broker has written down of an event on its way to a subscription. */
+export async function listAttempts(
+  client: Client,
+  subscription: string,
+  { topic, eventId }: { readonly topic: string; readonly eventId: string },
+): Promise<readonly Attempt[]> {
+  const { text } = await client.call('GET', `/topics/${topic}/events/${eventId}/deliveries`);
+  const { items } = JSON.parse(text) as {
+    items: { readonly subscription: string; readonly history: readonly Attempt[] }[];
+  };
+  return items.find((item) => item.subscription === subscription)?.history ?? [];
 }
 
 /** The elements of a list in an answer, each with the text of its event's data. */
