@@ -27,6 +27,10 @@ const queuesPerClaim = 32;
 const eventsPerClaim = 2000;
 const bytesPerQueue = 4_194_304;
 const retryMs = { first: 100, max: 5000 };
+/** After something was found and then nothing: a wake-up comes up to 20 ms behind its publish. */
+const lookAgainMs = [2, 4, 8] as const;
+/** In a claim for more, looks that find nothing would be most of the work. */
+const looksQueuesMax = 8;
 
 /**
  * Claims for the queues that have room and may have something due: one call for those of a topic, one at a time per topic,
@@ -136,13 +140,26 @@ export class Claimer {
       this.#marks.saw(queue.id, own, performance.now());
       // there may be more, and what was published meanwhile
       queue.isDue = true;
+      queue.looksLeft = lookAgainMs.length;
       const held = own.map((event): Held => ({ event, claim: { session, sentAt, leaseMs } }));
       onClaimed(queue, held);
     }
-    await this.#markIdle(
-      queues.filter((queue) => !found.has(queue.id)),
-      sentAt,
-    );
+    const empty = queues.filter((queue) => !found.has(queue.id));
+    if (queues.length <= looksQueuesMax) this.#lookAgain(empty);
+    await this.#markIdle(empty, sentAt);
+  }
+
+  #lookAgain(queues: readonly DeliveryQueue[]): void {
+    for (const queue of queues) {
+      if (queue.looksLeft === 0) continue;
+      const waitMs = lookAgainMs[lookAgainMs.length - queue.looksLeft];
+      queue.looksLeft -= 1;
+      setTimeout(() => {
+        queue.isDue = true;
+        this.want(queue);
+        this.run();
+      }, waitMs);
+    }
   }
 
   #roomOf(queue: DeliveryQueue, queues: number, now: number): ClaimRoom {

@@ -34,6 +34,8 @@ export class DeliveryQueue {
   /** There may be something to claim. */
   isDue = false;
   isClaiming = false;
+  /** How many more claims are made soon, although the one before found nothing. */
+  looksLeft = 0;
   inFlight = 0;
   usedAt = performance.now();
   /** Runs when the breaker lets something through again. */
