@@ -18,6 +18,8 @@ export interface AttemptOptions {
   readonly signal: AbortSignal;
 }
 
+const disabledWithinMs = 5000;
+
 /** One attempt: prepare → sign → send → classify → learn from it. What it came to is for the caller to settle. */
 export async function attemptDelivery(
   queue: DeliveryQueue,
@@ -42,7 +44,7 @@ export async function attemptDelivery(
   });
   const outcome = classify(result, subscription);
   learn(queue, { result, outcome }, options);
-  if (outcome.disables) await disable(subscription, options);
+  if (outcome.endpoint === 'gone') await disable(subscription, options);
   return {
     lease: leaseOf(held, subscription.topicId),
     outcome: outcome.outcome,
@@ -74,15 +76,26 @@ function learn(
   { logger }: AttemptOptions,
 ): void {
   const now = performance.now();
-  if (result.kind === 'answer') window.answered(inFlight, waiting);
-  else window.unanswered();
-  if (outcome.outcome === 'acked') {
-    if (breaker.isOpen) logger.info({ subscription: name }, 'the endpoint works again');
-    breaker.succeeded();
-  } else if (outcome.outcome === 'deferred') breaker.hold(now, outcome.delayMs ?? 0);
-  else if (breaker.failed(now)) {
-    const line = { subscription: name, error: outcome.error };
-    logger.warn(line, 'the endpoint fails, and is only probed until it works');
+  if (result.kind === 'failure') window.unanswered();
+  switch (outcome.endpoint) {
+    case 'works':
+      if (breaker.isOpen) logger.info({ subscription: name }, 'the endpoint works again');
+      breaker.succeeded();
+      window.worked(inFlight, waiting);
+      break;
+    case 'busy':
+      breaker.hold(now, outcome.delayMs ?? 0);
+      break;
+    case 'gone':
+      // until the worker has heard that the subscription is disabled
+      breaker.hold(now, disabledWithinMs);
+      break;
+    case 'fails':
+      if (!breaker.failed(now)) break;
+      logger.warn(
+        { subscription: name, error: outcome.error },
+        'the endpoint fails, and is only probed until it works',
+      );
   }
 }
 

@@ -19,6 +19,8 @@ export interface ClaimerOptions {
   /** Bytes that may still be claimed. */
   readonly bytesFree: () => number;
   readonly onClaimed: (queue: DeliveryQueue, held: readonly Held[]) => void;
+  /** A claim may have been committed, and nobody knows what it took. */
+  readonly onUnknown: (session: WorkerSession) => void;
 }
 
 // claims under way, of different topics; the rest of the pool is for settles
@@ -42,8 +44,8 @@ export class Claimer {
   /** By topic, those that came first in front. */
   readonly #hungry = new Map<number, Set<DeliveryQueue>>();
   readonly #underWay = new Map<number, Promise<void>>();
-  #failures = 0;
-  #retry: NodeJS.Timeout | undefined;
+  /** Of topics whose last claim failed: how often in a row, and when it is tried again. */
+  readonly #failing = new Map<number, { failures: number; retry: NodeJS.Timeout | undefined }>();
   #isStopped = false;
 
   constructor(options: ClaimerOptions) {
@@ -65,10 +67,11 @@ export class Claimer {
 
   /** Begins the claims that can be begun now. */
   run(): void {
-    if (this.#retry !== undefined || this.#isStopped) return;
+    if (this.#isStopped) return;
     for (const [topicId, queues] of this.#hungry) {
       if (this.#underWay.size >= claimsMax || this.#options.bytesFree() <= 0) return;
-      if (this.#underWay.has(topicId)) continue;
+      const isWaiting = this.#failing.get(topicId)?.retry !== undefined;
+      if (isWaiting || this.#underWay.has(topicId)) continue;
       const session = this.#options.session();
       if (session === undefined) return;
       const now = performance.now();
@@ -83,7 +86,7 @@ export class Claimer {
   /** Begins no more claims, and waits for those under way. */
   async stop(): Promise<void> {
     this.#isStopped = true;
-    clearTimeout(this.#retry);
+    for (const { retry } of this.#failing.values()) clearTimeout(retry);
     this.#hungry.clear();
     await Promise.all(this.#underWay.values());
   }
@@ -128,10 +131,15 @@ export class Claimer {
     try {
       events = await claim(db, topicId, rooms, { leaseMs, leasedBy: session.instance });
     } catch (error) {
-      this.#noteFailure(error, queues, session);
+      this.#noteFailure(topicId, error, session);
+      for (const queue of queues) {
+        queue.isDue = true;
+        // what a wake-up had asked for is forgotten with the rest: from the head again
+        this.#marks.forget(queue.id);
+      }
       return;
     }
-    this.#failures = 0;
+    this.#failing.delete(topicId);
     outage.worked('claim', sentAt);
     const found = Map.groupBy(events, (event) => event.subscription_id);
     for (const queue of queues) {
@@ -183,27 +191,27 @@ export class Claimer {
     }
   }
 
-  #noteFailure(error: unknown, queues: readonly DeliveryQueue[], session: WorkerSession): void {
-    for (const queue of queues) {
-      queue.isDue = true;
-      // what a wake-up had asked for is forgotten with the rest: from the head again
-      this.#marks.forget(queue.id);
-    }
+  #noteFailure(topicId: number, error: unknown, session: WorkerSession): void {
+    const { outage, logger, onUnknown } = this.#options;
+    const failing = this.#failing.get(topicId) ?? { failures: 0, retry: undefined };
+    this.#failing.set(topicId, failing);
     const fault = faultOf(error);
     if (fault === 'worker_gone') session.noteGone();
-    else if (fault === 'unavailable' || fault === 'outcome_unknown') {
-      this.#options.outage.failed('claim', error);
-    } else if (this.#failures === 0) this.#options.logger.error({ err: error }, 'a claim failed');
-    const longestMs = Math.min(retryMs.max, retryMs.first * 2 ** Math.min(this.#failures, 20));
-    this.#failures += 1;
+    else if (fault === 'unavailable' || fault === 'outcome_unknown') outage.failed('claim', error);
+    else if (failing.failures === 0) {
+      logger.error(
+        { topic_id: topicId, err: error },
+        'claims fail, and are tried again with backoff',
+      );
+    }
+    if (fault === 'outcome_unknown') onUnknown(session);
+    const longestMs = Math.min(retryMs.max, retryMs.first * 2 ** Math.min(failing.failures, 20));
+    failing.failures += 1;
     if (this.#isStopped) return;
-    clearTimeout(this.#retry);
-    this.#retry = setTimeout(
-      () => {
-        this.#retry = undefined;
-        this.run();
-      },
-      longestMs * (0.5 + Math.random() / 2),
-    );
+    const retry = (): void => {
+      failing.retry = undefined;
+      this.run();
+    };
+    failing.retry = setTimeout(retry, longestMs * (0.5 + Math.random() / 2));
   }
 }

@@ -34,6 +34,9 @@ export class DeliveryQueue {
   /** There may be something to claim. */
   isDue = false;
   isClaiming = false;
+  /** It may be sent to, as far as this worker has heard; when it was looked up. */
+  isActive = true;
+  lookedUpAt = performance.now();
   /** How many more claims are made soon, although the one before found nothing. */
   looksLeft = 0;
   inFlight = 0;
@@ -49,6 +52,11 @@ export class DeliveryQueue {
     this.name = subscription.name;
     this.topicId = subscription.topicId;
     this.window = new Window(slots);
+  }
+
+  /** When the oldest of those that wait was claimed; Infinity for none. */
+  get oldestAt(): number {
+    return this.#waiting[this.#first]?.claim.sentAt ?? Infinity;
   }
 
   get waiting(): number {
@@ -74,7 +82,7 @@ export class DeliveryQueue {
    * entry in two.
    */
   room(now: number): number {
-    if (this.breaker.waitMs(now) > 0) return 0;
+    if (!this.isActive || this.breaker.waitMs(now) > 0) return 0;
     const held = this.waiting + this.inFlight;
     if (this.breaker.isOpen) return Math.max(0, 1 - held);
     const ahead = Math.min(prefetchMax, Math.ceil((this.begun.perSecond(now) * prefetchMs) / 1000));
@@ -97,10 +105,13 @@ export class DeliveryQueue {
     return held;
   }
 
-  takeAll(): Held[] {
-    const all = this.#waiting.slice(this.#first);
-    this.#waiting = [];
+  /** Takes those out that a question is answered with yes for; the others keep their order. */
+  takeWhere(isWanted: (held: Held) => boolean): Held[] {
+    const taken: Held[] = [];
+    const left: Held[] = [];
+    for (const held of this.#waiting.slice(this.#first)) (isWanted(held) ? taken : left).push(held);
+    this.#waiting = left;
     this.#first = 0;
-    return all;
+    return taken;
   }
 }

@@ -6,16 +6,17 @@ import { attemptDelivery, leaseOf, type AttemptOptions } from './attempt.ts';
 import { Claimer } from './claimer.ts';
 import { type Claim, DeliveryQueue, type Held } from './delivery-queue.ts';
 import type { PushDirectory, PushSubscription } from './push-directory.ts';
+import type { Registration } from './registration.ts';
 import type { SettleBuffer } from './settle-buffer.ts';
 
 export interface DispatcherOptions extends Omit<AttemptOptions, 'signal'> {
   readonly directory: Pick<PushDirectory, 'get'>;
-  readonly settles: Pick<SettleBuffer, 'add' | 'size'>;
+  readonly settles: Pick<SettleBuffer, 'add' | 'size' | 'sizeOf'>;
   readonly metrics: AttemptOptions['metrics'] & Pick<Metrics, 'setPushState'>;
   readonly outage: Outage;
   readonly statementTimeoutMs: number;
-  /** The life in which this worker may claim and begin deliveries now; undefined: it may not. */
-  readonly session: () => WorkerSession | undefined;
+  /** In whose current life this worker may claim and begin deliveries. */
+  readonly registration: Pick<Registration, 'current' | 'count' | 'retire'>;
   /** Deliveries in flight. */
   readonly slots: number;
   /** Of events that are held, in flight or not. */
@@ -26,6 +27,10 @@ export interface DispatcherOptions extends Omit<AttemptOptions, 'signal'> {
 const leaseMs = 60_000 + 300_000;
 const beginWithinMs = 240_000;
 const idleMs = 60_000;
+/** A subscription that is not active is looked up again after so long: the word of its change may be lost. */
+const lookUpAgainMs = 30_000;
+/** Events that are delivered and not settled: of one subscription, whose rows somebody may hold, and of all. */
+const unsettledMax = { each: 1000, all: 50_000 };
 /** What could not be sent for a reason of ours is tried again after so long, or when the subscription changes. */
 const notSentAgainMs = 5000;
 /** A receiver that wants to be left alone for longer than this gets what was claimed for it taken back. */
@@ -41,6 +46,8 @@ export class Dispatcher {
   readonly #queues = new Map<number, DeliveryQueue>();
   /** Those that can begin a delivery, whose turn comes first in front. */
   readonly #ready = new Set<DeliveryQueue>();
+  /** Those that could as well, and are passed by while slots are scarce, because they have some in flight already. */
+  readonly #passedBy = new Set<DeliveryQueue>();
   readonly #stopping = new AbortController();
   readonly #cut = new AbortController();
   readonly #whenEmpty = Promise.withResolvers<void>();
@@ -50,16 +57,17 @@ export class Dispatcher {
 
   constructor(options: DispatcherOptions) {
     this.#options = options;
-    const { db, statementTimeoutMs, logger, outage, session } = options;
+    const { db, statementTimeoutMs, logger, outage, registration } = options;
     this.#claimer = new Claimer({
       db,
       statementTimeoutMs,
       leaseMs,
       logger,
       outage,
-      session,
+      session: () => registration.current,
       bytesFree: () => options.bytesMax - this.#bytes,
       onClaimed: (queue, held) => this.#onClaimed(queue, held),
+      onUnknown: (session) => this.#retire(session),
     });
   }
 
@@ -74,18 +82,19 @@ export class Dispatcher {
 
   /** A subscription was changed: what is held of it is given back unless it is still active, and its endpoint gets a new chance. */
   async noteChange(subscriptionId: number): Promise<void> {
+    const subscription = await this.#lookUp(subscriptionId);
     const queue = this.#queues.get(subscriptionId);
-    if (queue === undefined) return;
-    const subscription = await this.#lookUp(queue.id);
-    if (subscription === 'unknown') return;
+    if (queue === undefined || subscription === 'unknown') return;
+    queue.isActive = subscription?.isActive ?? false;
+    queue.lookedUpAt = performance.now();
     queue.breaker.reset();
-    if (subscription?.isActive !== true) this.#giveBack(queue);
+    if (!queue.isActive) this.#giveBack(queue);
     this.#markDue(queue);
   }
 
   /** The worker may go on, or its leases were taken over: what it had not begun of them is not its own any more. */
   noteSession(session: WorkerSession): void {
-    if (session.isGone) for (const queue of this.#queues.values()) this.#giveBack(queue);
+    if (session.isGone) this.#giveBackOf(session);
     this.schedule();
   }
 
@@ -109,6 +118,14 @@ export class Dispatcher {
     deadline.removeEventListener('abort', cut);
   }
 
+  /** So many events of a claim are settled. */
+  noteSettled(subscriptionId: number, claim: Claim, events: number): void {
+    this.#options.registration.count(claim.session, -events);
+    const queue = this.#queues.get(subscriptionId);
+    if (queue !== undefined && queue.waiting > 0) this.#ready.add(queue);
+    this.schedule();
+  }
+
   /** Begins what can be begun, once for all that changes in this turn of the event loop. */
   schedule(): void {
     if (this.#isScheduled) return;
@@ -120,7 +137,7 @@ export class Dispatcher {
     });
   }
 
-  /** Once a second: says what it has in hand, and forgets subscriptions that have had nothing for a minute. */
+  /** Once a second: says what it has in hand, and gives back what its turn does not come for. */
   tick(): void {
     let buffered = 0;
     let breakersOpen = 0;
@@ -128,11 +145,18 @@ export class Dispatcher {
     for (const queue of this.#queues.values()) {
       buffered += queue.waiting;
       breakersOpen += queue.breaker.isOpen ? 1 : 0;
-      const isForgotten = queue.isIdle && !queue.breaker.isOpen && now - queue.usedAt > idleMs;
-      if (isForgotten && queue.timer === undefined) this.#queues.delete(queue.id);
+      this.#tend(queue, now);
     }
     this.#options.metrics.setPushState({ inFlight: this.#inFlight, buffered, breakersOpen });
     this.schedule();
+  }
+
+  #tend(queue: DeliveryQueue, now: number): void {
+    const oldestAt = now - beginWithinMs;
+    if (queue.oldestAt < oldestAt) this.#giveBack(queue, ({ claim }) => claim.sentAt < oldestAt);
+    if (!queue.isActive && now - queue.lookedUpAt > lookUpAgainMs) void this.noteChange(queue.id);
+    const isForgotten = queue.isIdle && !queue.breaker.isOpen && now - queue.usedAt > idleMs;
+    if (isForgotten && queue.timer === undefined) this.#queues.delete(queue.id);
   }
 
   async #meet(subscriptionId: number): Promise<void> {
@@ -154,35 +178,49 @@ export class Dispatcher {
   #onClaimed(queue: DeliveryQueue, held: readonly Held[]): void {
     queue.add(held);
     for (const each of held) this.#bytes += bytesOf(each);
-    if (this.#stopping.signal.aborted || held[0]?.claim.session.isGone === true) {
-      this.#giveBack(queue);
-    } else this.#ready.add(queue);
+    const session = held[0]?.claim.session;
+    if (session !== undefined) this.#options.registration.count(session, held.length);
+    if (this.#stopping.signal.aborted || session?.isGone === true) this.#giveBack(queue);
+    else this.#ready.add(queue);
     this.schedule();
   }
 
+  /** A subscription that hangs may fill most slots, and so may several together; the last quarter is for those that have none. */
+  #isScarce(): boolean {
+    return this.#inFlight >= Math.ceil((this.#options.slots * 3) / 4);
+  }
+
   #beginAll(): void {
-    const { session, slots, settles } = this.#options;
-    const settlesMax = Math.max(1000, 4 * slots);
-    const current = session();
+    const { registration, slots, settles } = this.#options;
+    const { current } = registration;
     if (current === undefined || this.#stopping.signal.aborted) return;
+    if (!this.#isScarce()) {
+      for (const queue of this.#passedBy) this.#ready.add(queue);
+      this.#passedBy.clear();
+    }
     const now = performance.now();
     for (const queue of this.#ready) {
-      if (this.#inFlight >= slots || settles.size >= settlesMax) return;
+      if (this.#inFlight >= slots || settles.size >= unsettledMax.all) return;
       // back at the end for its next turn, if it can begin another
       this.#ready.delete(queue);
-      // what is in the way is over when a delivery ends, or the breaker's timer
-      const held = queue.canBegin(now) ? queue.take() : undefined;
-      if (held === undefined) continue;
-      const { claim } = held;
-      if (claim.session !== current || now - claim.sentAt > beginWithinMs) {
-        this.#release(queue, claim, [held]);
-      } else {
-        queue.begun.count(now);
-        void this.#deliver(queue, held);
+      if (queue.inFlight > 0 && this.#isScarce()) this.#passedBy.add(queue);
+      else if (this.#begin(queue, current, now)) {
+        this.#ready.add(queue);
+        this.#claimer.want(queue);
       }
-      this.#ready.add(queue);
-      this.#claimer.want(queue);
     }
+  }
+
+  /** Whether its turn came to something; what is in the way is over when a delivery or a settle ends, or by the breaker's timer. */
+  #begin(queue: DeliveryQueue, current: WorkerSession, now: number): boolean {
+    if (this.#options.settles.sizeOf(queue.id) >= unsettledMax.each) return false;
+    const held = queue.canBegin(now) ? queue.take() : undefined;
+    if (held === undefined) return false;
+    if (held.claim.session === current) {
+      queue.begun.count(now);
+      void this.#deliver(queue, held);
+    } else this.#release(queue, held.claim, [held]);
+    return true;
   }
 
   async #deliver(queue: DeliveryQueue, held: Held): Promise<void> {
@@ -205,7 +243,9 @@ export class Dispatcher {
     const subscription = await this.#lookUp(queue.id);
     if (subscription === 'unknown' || subscription?.isActive !== true) {
       // claimed again at once it would come here again
-      queue.breaker.hold(performance.now(), notSentAgainMs);
+      if (subscription === 'unknown') queue.breaker.hold(performance.now(), notSentAgainMs);
+      else queue.isActive = false;
+      queue.lookedUpAt = performance.now();
       return { lease: leaseOf(held, queue.topicId), outcome: 'released' };
     }
     const signal = this.#cut.signal;
@@ -243,11 +283,24 @@ export class Dispatcher {
     }, waitMs);
   }
 
-  #giveBack(queue: DeliveryQueue): void {
-    this.#ready.delete(queue);
-    for (const [claim, held] of Map.groupBy(queue.takeAll(), (each) => each.claim)) {
+  /** A claim may have leased something in this life that nobody knows of: it ends, and what it holds is let go. */
+  #retire(session: WorkerSession): void {
+    this.#options.registration.retire(session);
+    this.#giveBackOf(session);
+  }
+
+  #giveBackOf(session: WorkerSession): void {
+    for (const queue of this.#queues.values()) {
+      this.#giveBack(queue, ({ claim }) => claim.session === session);
+    }
+  }
+
+  #giveBack(queue: DeliveryQueue, isWanted: (held: Held) => boolean = () => true): void {
+    for (const [claim, held] of Map.groupBy(queue.takeWhere(isWanted), (each) => each.claim)) {
       this.#release(queue, claim, held);
     }
+    // it has room again
+    this.#claimer.want(queue);
   }
 
   #release(queue: DeliveryQueue, claim: Claim, held: readonly Held[]): void {
@@ -259,7 +312,7 @@ export class Dispatcher {
   }
 
   #settle(queue: DeliveryQueue, claim: Claim, settlements: readonly Settlement[]): void {
-    this.#options.settles.add(queue, settlements, claim.sentAt + claim.leaseMs);
+    this.#options.settles.add(queue, claim, settlements);
   }
 }
 

@@ -23,29 +23,31 @@ export interface PushDirectoryOptions {
   readonly logger: Pick<Logger, 'error'>;
   /** A subscription that is known here was changed, or may have been. */
   readonly onChange: (subscriptionId: number) => void;
+  /** Subscriptions that are known at a time (10,000). */
+  readonly entriesMax?: number;
 }
 
 const keptMs = 30_000;
-const entriesMax = 10_000;
 
 /** Push subscriptions by id: changes come in by NOTIFY within a second, an answer is kept for 30 s at most. */
 export class PushDirectory implements Disposable {
   readonly #cache: LookupCache<PushSubscription>;
   readonly #options: Pick<PushDirectoryOptions, 'sealer' | 'logger'>;
   readonly #onChange: (subscriptionId: number) => void;
-  /** A change names the subscription; deliveries know its id. */
+  readonly #entriesMax: number;
+  /** A change names the subscription; deliveries know its id. In the order of their last look-up. */
   readonly #ids = new Map<string, number>();
+  /** Changes heard of so far, of whatever subscription. */
+  #changes = 0;
   readonly #unsubscribe: (() => void)[];
 
   constructor(options: PushDirectoryOptions) {
-    const { db, wakeups, onChange } = options;
+    const { db, wakeups, onChange, entriesMax = 10_000 } = options;
     this.#options = options;
     this.#onChange = onChange;
+    this.#entriesMax = entriesMax;
     this.#cache = new LookupCache<PushSubscription>(
-      async (id) => {
-        const row = await findPushSubscription(db, Number(id));
-        return row === undefined ? undefined : this.#know(row);
-      },
+      async (id) => this.#lookUp(db, Number(id)),
       // an id never becomes that of a push subscription later
       { keptMs, missingKeptMs: keptMs, entriesMax },
     );
@@ -54,6 +56,7 @@ export class PushDirectory implements Disposable {
         if (kind === 'subscription') this.#changed(name);
       }),
       wakeups.onReconnect(() => {
+        this.#changes += 1;
         this.#cache.clear();
         for (const id of this.#ids.values()) this.#onChange(id);
       }),
@@ -70,12 +73,28 @@ export class PushDirectory implements Disposable {
     this.#cache.clear();
   }
 
-  #know(row: PushSubscriptionRow): PushSubscription {
-    this.#ids.set(row.name, row.id);
-    if (this.#ids.size > entriesMax) {
-      const oldest = this.#ids.keys().next();
-      if (oldest.done !== true) this.#ids.delete(oldest.value);
-    }
+  async #lookUp(db: Database, id: number): Promise<PushSubscription | undefined> {
+    const changes = this.#changes;
+    let row = await findPushSubscription(db, id);
+    if (row === undefined) return undefined;
+    this.#know(row);
+    // what was heard meanwhile may have meant this one, whose name was not known; from here on it is
+    if (this.#changes !== changes) row = await findPushSubscription(db, id);
+    return row === undefined ? undefined : this.#read(row);
+  }
+
+  #know({ name, id }: PushSubscriptionRow): void {
+    this.#ids.delete(name);
+    this.#ids.set(name, id);
+    if (this.#ids.size <= this.#entriesMax) return;
+    const [oldest] = this.#ids;
+    if (oldest === undefined) return;
+    this.#ids.delete(oldest[0]);
+    // nothing is remembered whose changes would not be heard
+    this.#cache.forget(String(oldest[1]));
+  }
+
+  #read(row: PushSubscriptionRow): PushSubscription {
     const secret = this.#open(row);
     return {
       id: row.id,
@@ -104,6 +123,7 @@ export class PushDirectory implements Disposable {
   }
 
   #changed(name: string): void {
+    this.#changes += 1;
     const id = this.#ids.get(name);
     if (id === undefined) return;
     this.#cache.forget(String(id));

@@ -1,4 +1,4 @@
-import { setTimeout as delay } from 'node:timers/promises';
+import pLimit, { type LimitFunction } from 'p-limit';
 import type { Database } from '#db/client.ts';
 import { faultOf, isTransient } from '#db/errors.ts';
 import { settle, type Settlement, type SettleResult } from '#db/settle.ts';
@@ -7,6 +7,7 @@ import { GroupCommit, type Weighed } from '#runtime/group-commit.ts';
 import type { Logger } from '#runtime/logger.ts';
 import type { Metrics, SettleOutcome } from '#runtime/metrics.ts';
 import type { Outage } from '#runtime/outage.ts';
+import type { Claim } from './delivery-queue.ts';
 
 export interface SettleBufferOptions {
   readonly db: Database;
@@ -14,8 +15,10 @@ export interface SettleBufferOptions {
   readonly metrics: Pick<Metrics, 'recordSettled'>;
   readonly logger: Pick<Logger, 'error'>;
   readonly outage: Outage;
-  /** Settlements were written or given up: there is room for more. */
-  readonly onSettled: () => void;
+  /** Calls under way at a time, of different subscriptions; the rest of the pool is for claims. */
+  readonly callsMax: number;
+  /** So many events of this claim are settled, or given up: there is room for more. */
+  readonly onSettled: (subscriptionId: number, claim: Claim, events: number) => void;
 }
 
 export interface SettledSubscription {
@@ -26,31 +29,43 @@ export interface SettledSubscription {
 
 interface Pending extends Weighed {
   readonly subscription: SettledSubscription;
+  readonly claim: Claim;
   readonly settlements: readonly Settlement[];
-  /** On the process's monotonic clock: later than that the lease has run out, and the settle would change nothing. */
-  readonly until: number;
+  /** Tries that failed. */
+  failures: number;
 }
 
 const callEventsMax = 1000;
 const retryMs = { first: 50, max: 2000 };
 
 /**
- * Settles what deliveries came to: those of one subscription that end while a call is under way share the next. While the
- * database is away they are kept and tried again, because to repeat a settle is safe and to forget one is to deliver again.
+ * Settles what deliveries came to: those of one subscription that end while a call is under way share the next. What cannot be
+ * settled now, because the database is away or somebody holds its row, is tried again later and stops nothing else; to repeat
+ * a settle is safe, and to forget one is to deliver again.
  */
 export class SettleBuffer {
   readonly #options: SettleBufferOptions;
   readonly #group: GroupCommit<Pending>;
-  readonly #giveUp = new AbortController();
+  readonly #limit: LimitFunction;
+  /** Those that wait for another try. */
+  readonly #retries = new Map<Pending, NodeJS.Timeout>();
+  /** Events whose settle was not answered yet, by subscription. */
+  readonly #unsettled = new Map<number, number>();
+  #isDraining = false;
   #events = 0;
-  #lostByFailure = 0;
+  #lost = 0;
 
   constructor(options: SettleBufferOptions) {
     this.#options = options;
+    this.#limit = pLimit(options.callsMax);
     this.#group = new GroupCommit<Pending>({
       eventsMax: callEventsMax,
       bytesMax: Infinity,
-      send: (batch) => this.#send(batch, true),
+      send: async (batch) => {
+        // those that failed before may fail again, and would take the others with them
+        await this.#send(batch.filter(({ failures }) => failures === 0));
+        await this.#send(batch.filter(({ failures }) => failures > 0));
+      },
     });
   }
 
@@ -59,62 +74,46 @@ export class SettleBuffer {
     return this.#events;
   }
 
-  /** Events that could not be settled and stay leased. */
-  get unsettled(): number {
-    return this.#lostByFailure;
+  /** The same of one subscription. */
+  sizeOf(subscriptionId: number): number {
+    return this.#unsettled.get(subscriptionId) ?? 0;
   }
 
-  add(subscription: SettledSubscription, settlements: readonly Settlement[], until: number): void {
+  /** Events that were given up and stay leased. */
+  get lost(): number {
+    return this.#lost;
+  }
+
+  add(subscription: SettledSubscription, claim: Claim, settlements: readonly Settlement[]): void {
     const events = settlements.length;
     if (events === 0) return;
-    this.#events += events;
-    this.#group.add(subscription.id, { subscription, settlements, until, events, bytes: 0 });
+    this.#count(subscription.id, events);
+    const pending = { subscription, claim, settlements, events, bytes: 0, failures: 0 };
+    this.#group.add(subscription.id, pending);
   }
 
-  /** Waits until everything is settled, until the deadline at the latest. */
+  /** Waits until everything is settled, until the deadline at the latest. What waits for another try gets it now, and it is the last. */
   async drain(deadline: AbortSignal): Promise<void> {
-    const unsent = await this.#group.drain(deadline);
-    this.#giveUp.abort();
-    for (const pending of unsent) this.#forget(pending);
+    this.#isDraining = true;
+    for (const [pending, timer] of this.#retries) {
+      clearTimeout(timer);
+      this.#group.add(pending.subscription.id, pending);
+    }
+    this.#retries.clear();
+    for (const pending of await this.#group.drain(deadline)) this.#giveUp(pending);
   }
 
-  async #send(batch: readonly Pending[], mayDivide: boolean): Promise<void> {
-    for (let failures = 0; ; failures += 1) {
-      const alive = this.#dropExpired(batch);
-      const began = performance.now();
-      try {
-        await this.#settle(alive);
-        this.#options.outage.worked('settle', began);
-        return;
-      } catch (error) {
-        if (!isTransient(error) || this.#giveUp.signal.aborted) {
-          await this.#divide(alive, mayDivide, error);
-          return;
-        }
-        this.#noteOutage(error);
-        if (mayDivide && faultOf(error) === 'lock_timeout' && alive.length > 1) {
-          // a row that somebody holds stops its own settlements and no others
-          await this.#divide(alive, true, error);
-          return;
-        }
-        const waitMs = Math.min(retryMs.max, retryMs.first * 2 ** Math.min(failures, 10));
-        await delay(waitMs * (0.5 + Math.random() / 2), undefined, {
-          signal: this.#giveUp.signal,
-        }).catch(() => undefined);
-        batch = alive;
-      }
+  async #send(batch: readonly Pending[]): Promise<void> {
+    const began = performance.now();
+    const isAlive = (pending: Pending): boolean => began < endOf(pending);
+    const alive = batch.filter(isAlive);
+    for (const pending of batch) if (!isAlive(pending)) this.#giveUp(pending);
+    try {
+      await this.#limit(() => this.#settle(alive));
+      this.#options.outage.worked('settle', began);
+    } catch (error) {
+      await this.#noteFailure(alive, error);
     }
-  }
-
-  /** One by one, so that what cannot be settled takes nothing else with it. */
-  async #divide(batch: readonly Pending[], mayDivide: boolean, error: unknown): Promise<void> {
-    if (mayDivide && batch.length > 1 && !this.#giveUp.signal.aborted) {
-      for (const pending of batch) await this.#send([pending], false);
-      return;
-    }
-    if (batch.length > 0)
-      this.#options.logger.error({ err: error }, 'deliveries cannot be settled');
-    for (const pending of batch) this.#forget(pending);
   }
 
   async #settle(batch: readonly Pending[]): Promise<void> {
@@ -125,29 +124,57 @@ export class SettleBuffer {
     const results = await settle(db, subscription.topicId, subscription.id, settlements);
     this.#record(subscription, results);
     if (results.includes('released')) wakeups.wake(subscription.topicId, [subscription.id]);
-    for (const { events } of batch) this.#events -= events;
-    this.#options.onSettled();
+    for (const pending of batch) this.#end(pending);
   }
 
-  #dropExpired(batch: readonly Pending[]): readonly Pending[] {
-    const now = performance.now();
-    const isAlive = (pending: Pending): boolean => pending.until > now;
-    if (batch.every(isAlive)) return batch;
-    for (const pending of batch) if (!isAlive(pending)) this.#forget(pending);
-    return batch.filter(isAlive);
-  }
-
-  #forget({ events }: Pending): void {
-    this.#events -= events;
-    this.#lostByFailure += events;
-    this.#options.onSettled();
-  }
-
-  #noteOutage(error: unknown): void {
+  /** A row that somebody holds, and what is at fault itself, must not take the others with it: they go by entry, then alone. */
+  async #noteFailure(batch: readonly Pending[], error: unknown): Promise<void> {
     const fault = faultOf(error);
     if (fault === 'unavailable' || fault === 'outcome_unknown') {
       this.#options.outage.failed('settle', error);
+    } else {
+      const entryOf = ({ settlements }: Pending) => settlements[0]?.lease.entry_id;
+      const entries = [...Map.groupBy(batch, entryOf).values()];
+      const parts = entries.length > 1 ? entries : batch.map((pending) => [pending]);
+      if (parts.length > 1) {
+        for (const part of parts) await this.#send(part);
+        return;
+      }
     }
+    const isLast = this.#isDraining || !isTransient(error);
+    if (isLast) this.#options.logger.error({ err: error }, 'deliveries cannot be settled');
+    for (const pending of batch) {
+      if (isLast) this.#giveUp(pending);
+      else this.#tryLater(pending);
+    }
+  }
+
+  #tryLater(pending: Pending): void {
+    const longestMs = Math.min(retryMs.max, retryMs.first * 2 ** Math.min(pending.failures, 10));
+    pending.failures += 1;
+    const retry = (): void => {
+      this.#retries.delete(pending);
+      this.#group.add(pending.subscription.id, pending);
+    };
+    const waitMs = longestMs * (0.5 + Math.random() / 2);
+    this.#retries.set(pending, setTimeout(retry, waitMs));
+  }
+
+  #giveUp(pending: Pending): void {
+    this.#lost += pending.events;
+    this.#end(pending);
+  }
+
+  #end({ subscription, claim, events }: Pending): void {
+    this.#count(subscription.id, -events);
+    this.#options.onSettled(subscription.id, claim, events);
+  }
+
+  #count(subscriptionId: number, events: number): void {
+    this.#events += events;
+    const unsettled = this.sizeOf(subscriptionId) + events;
+    if (unsettled === 0) this.#unsettled.delete(subscriptionId);
+    else this.#unsettled.set(subscriptionId, unsettled);
   }
 
   #record(subscription: SettledSubscription, results: readonly SettleResult[]): void {
@@ -160,4 +187,9 @@ export class SettleBuffer {
       });
     }
   }
+}
+
+/** Later than that the lease has run out, and a settle would change nothing. */
+function endOf({ claim }: Pending): number {
+  return claim.sentAt + claim.leaseMs;
 }

@@ -101,20 +101,8 @@ function assemble(config: WorkerConfig, parts: Parts): void {
     metrics,
     logger,
     outage,
-    onSettled: () => dispatcher.schedule(),
-  });
-  const dispatcher: Dispatcher = new Dispatcher({
-    db,
-    directory,
-    client,
-    settles,
-    metrics,
-    logger,
-    outage,
-    statementTimeoutMs,
-    session: () => registration.current,
-    slots: config.workerCount,
-    bytesMax: config.workerBufferBytesMax,
+    callsMax: Math.max(1, config.databasePoolMax - 2),
+    onSettled: (id, claim, events) => dispatcher.noteSettled(id, claim, events),
   });
   const info = {
     instance: config.instance,
@@ -131,6 +119,19 @@ function assemble(config: WorkerConfig, parts: Parts): void {
     logger,
     outage,
     onChange: (session) => dispatcher.noteSession(session),
+  });
+  const dispatcher: Dispatcher = new Dispatcher({
+    db,
+    directory,
+    client,
+    settles,
+    metrics,
+    logger,
+    outage,
+    statementTimeoutMs,
+    registration,
+    slots: config.workerCount,
+    bytesMax: config.workerBufferBytesMax,
   });
   const watch = new DueWatch({
     db,
@@ -167,6 +168,6 @@ function registerDrain(
   );
   lifecycle.onShutdown('flush', 'settles', async (deadline) => settles.drain(deadline));
   lifecycle.onShutdown('release', 'registration', async () =>
-    registration.close({ holdsLeases: settles.unsettled > 0 }),
+    registration.close({ holdsLeases: settles.lost > 0 }),
   );
 }

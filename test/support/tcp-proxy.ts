@@ -69,7 +69,7 @@ export async function startTcpProxy(target: { host?: string; port: number }): Pr
       if (hit?.when === 'before') return cutPair();
       pass(upstream, piece, state.delayMs);
       // The server answers into a connection that is not there any more.
-      if (hit?.when === 'after') upstream.once('data', cutPair);
+      if (hit?.when === 'after') upstream.prependOnceListener('data', cutPair);
     });
     upstream.on('data', (piece) => {
       if (state.isBlackhole) swallowed.add(pair);

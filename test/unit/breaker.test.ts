@@ -57,3 +57,12 @@ test('a receiver that names a time is left alone until then, and the earlier of 
   expect(breaker.waitMs(200)).toBe(4900);
   expect([breaker.isOpen, breaker.waitMs(5100)]).toEqual([false, 0]);
 });
+
+test('a success that was under way does not end the time that the receiver asked for; a change of the subscription does', () => {
+  const breaker = new Breaker({ probeMs });
+  breaker.hold(0, 5000);
+  breaker.succeeded();
+  expect(breaker.waitMs(1000)).toBe(4000);
+  breaker.reset();
+  expect(breaker.waitMs(1000)).toBe(0);
+});
