@@ -21,11 +21,12 @@ export interface DispatcherOptions extends Omit<AttemptOptions, 'signal'> {
   readonly slots: number;
   /** Of events that are held, in flight or not. */
   readonly bytesMax: number;
+  /** What has not begun so long after its claim, and so long before its lease runs out, is given back (240,000). */
+  readonly beginWithinMs?: number;
 }
 
-// A backstop: a worker's leases end with its session. What has not begun long before that is given back.
+// A backstop: a worker's leases end with its session.
 const leaseMs = 60_000 + 300_000;
-const beginWithinMs = 240_000;
 const idleMs = 60_000;
 /** A subscription that is not active is looked up again after so long: the word of its change may be lost. */
 const lookUpAgainMs = 30_000;
@@ -152,7 +153,7 @@ export class Dispatcher {
   }
 
   #tend(queue: DeliveryQueue, now: number): void {
-    const oldestAt = now - beginWithinMs;
+    const oldestAt = now - (this.#options.beginWithinMs ?? 240_000);
     if (queue.oldestAt < oldestAt) this.#giveBack(queue, ({ claim }) => claim.sentAt < oldestAt);
     if (!queue.isActive && now - queue.lookedUpAt > lookUpAgainMs) void this.noteChange(queue.id);
     const isForgotten = queue.isIdle && !queue.breaker.isOpen && now - queue.usedAt > idleMs;
