@@ -2,8 +2,8 @@
  * Goal: any process may die, stand still or be told to stop at any moment, and nothing that was acknowledged is lost.
  *
  * Method: two APIs, two workers and two reapers as processes, under load: publishers, pull consumers, and push endpoints that fail,
- * hang and drop at times. Again and again one process, drawn by chance, is killed (SIGKILL), told to stop (SIGTERM), or stopped for a
- * while (SIGSTOP, SIGCONT), and started again: 12 times, 50 with LONG=1. At the end everything is delivered, no entry is left leased, the
+ * hang and drop at times. Again and again one process, after the first two drawn by chance, is killed (SIGKILL), told to stop (SIGTERM), or stopped for a
+ * while (SIGSTOP, SIGCONT), and started again: 8 times, 50 with LONG=1. At the end everything is delivered, no entry is left leased, the
  * ledger has nothing lost, and each duplicate has its reason.
  */
 import { setTimeout as delay } from 'node:timers/promises';
@@ -15,7 +15,7 @@ import { describeFindings } from '#test/support/ledger-check.ts';
 import { Scenario } from '#test/support/ledger-scenario.ts';
 import type { Behaviour } from '#test/support/push-receiver.ts';
 
-const blows = process.env['LONG'] === undefined ? 12 : 50;
+const blows = process.env['LONG'] === undefined ? 8 : 50;
 const eventsPerBlow = 150;
 
 /** An endpoint as they are: mostly well, slow at times, and now and then it fails in each of the ways. */
@@ -51,11 +51,16 @@ test(
     const seed = Number(process.env['SEED'] ?? Math.floor(Math.random() * 1e9));
     const random = generator(seed);
     const dealt: string[] = [];
+    // what matters most is never left to chance
+    const certain: [BrokerProcess, Blow][] = [
+      [cluster.workers[0]!, 'SIGKILL'],
+      [cluster.workers[1]!, 'SIGSTOP'],
+    ];
     for (let n = 0; n < blows; n += 1) {
       await scenario.acceptMore(eventsPerBlow);
       scenario.ledger.disrupt();
-      const victim = pick(cluster.all, random);
-      const blow = pick<Blow>(['SIGKILL', 'SIGTERM', 'SIGSTOP'], random);
+      const drawn = pick<Blow>(['SIGKILL', 'SIGTERM', 'SIGSTOP'], random);
+      const [victim, blow] = certain[n] ?? [pick(cluster.all, random), drawn];
       dealt.push(`${blow} ${victim.name}`);
       await deal(blow, victim, random);
     }
