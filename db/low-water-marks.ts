@@ -18,6 +18,13 @@ interface Mark {
   usedAt: number;
 }
 
+interface Lowered {
+  /** Milliseconds of the database's clock. */
+  at: number;
+  /** When it was asked for last, on our own monotonic clock. */
+  askedAt: number;
+}
+
 const overlapMs = 1000;
 
 /**
@@ -30,7 +37,7 @@ export class LowWaterMarks {
   readonly #keptMs: number;
   readonly #marks = new Map<number, Mark>();
   /** What a wake-up asked for, until a claim has started there. */
-  readonly #lowered = new Map<number, number>();
+  readonly #lowered = new Map<number, Lowered>();
   #sweptAt = 0;
 
   constructor(options: LowWaterMarkOptions) {
@@ -39,16 +46,16 @@ export class LowWaterMarks {
     this.#keptMs = options.keptMs ?? 60_000;
   }
 
-  /** Subscriptions that have a mark. */
+  /** Subscriptions of which something is remembered. */
   get size(): number {
-    return this.#marks.size;
+    return new Set([...this.#marks.keys(), ...this.#lowered.keys()]).size;
   }
 
   /** Where the next claim starts; undefined: at the head. */
   next(subscriptionId: number, now: number): string | undefined {
-    if (now - this.#sweptAt > this.#keptMs) this.#sweep(now);
+    this.#sweep(now);
     const mark = this.#marks.get(subscriptionId);
-    const lowered = this.#lowered.get(subscriptionId);
+    const lowered = this.#lowered.get(subscriptionId)?.at;
     this.#lowered.delete(subscriptionId);
     if (mark === undefined || now - mark.usedAt > this.#keptMs || lowered === -Infinity) {
       this.#marks.delete(subscriptionId);
@@ -89,10 +96,12 @@ export class LowWaterMarks {
   }
 
   /** A wake-up says that something may have been due since then. */
-  lower(subscriptionId: number, mark: string): void {
+  lower(subscriptionId: number, mark: string, now = performance.now()): void {
+    this.#sweep(now);
     const at = mark === '-infinity' ? -Infinity : Date.parse(mark);
     if (Number.isNaN(at)) return;
-    this.#lowered.set(subscriptionId, Math.min(at, this.#lowered.get(subscriptionId) ?? Infinity));
+    const before = this.#lowered.get(subscriptionId)?.at ?? Infinity;
+    this.#lowered.set(subscriptionId, { at: Math.min(at, before), askedAt: now });
   }
 
   forget(subscriptionId: number): void {
@@ -120,8 +129,13 @@ export class LowWaterMarks {
     return now + this.#lookBackEveryMs * (0.75 + Math.random() / 2);
   }
 
+  /** Whatever is dropped here, the next claim of that subscription starts at the head. */
   #sweep(now: number): void {
+    if (now - this.#sweptAt <= this.#keptMs) return;
     this.#sweptAt = now;
-    for (const [id, mark] of this.#marks) if (now - mark.usedAt > this.#keptMs) this.forget(id);
+    for (const [id, { usedAt }] of this.#marks) if (now - usedAt > this.#keptMs) this.forget(id);
+    for (const [id, { askedAt }] of this.#lowered) {
+      if (now - askedAt > this.#keptMs) this.forget(id);
+    }
   }
 }

@@ -33,14 +33,17 @@ export async function reap(
   return rows[0] ?? { expired_events: 0, dead_events: 0, woken: [], more: false, mark: null };
 }
 
-/** The subscriptions of all topics that have something due since `since`, and when the first of it was. */
+/** The subscriptions of all topics, or of one, that have something due since `since`, and when the first of it was. */
 export async function dueSubscriptions(
   db: Database,
   since: string,
+  topicId?: number,
 ): Promise<{ topic_id: number; subscription_id: number; due_at: string }[]> {
   const { rows } = await sql<{ topic_id: number; subscription_id: number; due_at: string }>`
     select t.id as topic_id, d.subscription_id, d.due_at
       from broker.topic t cross join lateral broker.due(t.id, ${since}::timestamptz) d
-     where t.state = 'active'`.execute(db);
+     where t.state = 'active' ${topicId === undefined ? sql`` : sql`and t.id = ${topicId}`}`.execute(
+    db,
+  );
   return rows;
 }

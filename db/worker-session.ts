@@ -1,20 +1,36 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { connectDirect, type DirectConnection } from './direct-connection.ts';
+import { faultOf } from './errors.ts';
 import type { ProcessInfo } from './processes.ts';
 
 export interface WorkerSessionOptions {
   readonly directUrl: string;
   readonly applicationName: string;
-  readonly statementTimeoutMs: number;
   /** The name of the process; a number is added, so that no two lives of one name are taken for each other. */
   readonly info: ProcessInfo;
-  /** How often it proves that it lives (1000). */
+  /** How often it proves that it lives. */
   readonly heartbeatMs?: number;
-  /** How long it trusts its last proof (8000): less than the 10 s after which others take its leases. */
+  /** How long an answer may take before the connection counts as lost; the server gives the statement up after half of it. */
+  readonly answerMs?: number;
+  /** How long it trusts its last proof, counted from when that was sent. */
   readonly trustMs?: number;
+  /** After so long without a proof it ends a life whose lock it cannot have. */
+  readonly silentMs?: number;
   /** It is trusted again, or it is gone. */
   readonly onChange?: () => void;
 }
+
+/**
+ * What the options are unless they are given. A server that does not hear us any more frees the lock 4 s after it heard us
+ * last (direct-connection.ts), and others then take our leases: the trust ends before. It lasts over one heartbeat that
+ * takes up to 1.5 s. `silentMs` is the age of a heartbeat at which we are gone for others (functions/take_over.sql).
+ */
+export const sessionTimes = {
+  heartbeatMs: 1000,
+  answerMs: 2000,
+  trustMs: 3000,
+  silentMs: 10_000,
+} as const;
 
 const reconnectMs = { first: 50, max: 1000 };
 
@@ -48,7 +64,7 @@ export class WorkerSession {
 
   /** Takes a number that nobody holds, and makes the row. Throws when the database is away. */
   static async open(options: WorkerSessionOptions): Promise<WorkerSession> {
-    const filled = { heartbeatMs: 1000, trustMs: 8000, onChange: () => undefined, ...options };
+    const filled = { ...sessionTimes, onChange: () => undefined, ...options };
     const connection = await connect(filled);
     try {
       const lockKey = await takeNumber(connection);
@@ -114,7 +130,7 @@ export class WorkerSession {
     while (!signal.aborted) {
       const waitMs =
         failures === 0
-          ? heartbeatMs
+          ? Math.max(0, this.#provenAt + heartbeatMs - performance.now())
           : Math.min(reconnectMs.first * 2 ** Math.min(failures, 10), reconnectMs.max);
       await this.#sleep(waitMs, failures === 0);
       if (signal.aborted) return;
@@ -144,18 +160,39 @@ export class WorkerSession {
       if (rows?.length === 0) this.noteGone();
       this.#provenAt = sentAt;
       return true;
-    } catch {
-      this.#connection?.destroy();
+    } catch (error) {
+      const fault = faultOf(error);
+      // a server that is only slow still keeps our lock; to cut the line would give it away
+      const isSlow = fault === 'statement_timeout' || fault === 'lock_timeout';
+      if (!isSlow) this.#connection?.destroy();
       return false;
     }
   }
 
   async #reconnect(): Promise<void> {
     const connection = await connect(this.#options);
-    this.#connection = connection;
-    if (await tryLock(connection, this.#lockKey)) return;
-    // the server has not noticed yet that the connection before is gone
-    throw new Error('the lock is still held by the connection before');
+    try {
+      if (!(await tryLock(connection, this.#lockKey))) await this.#noteRefused(connection);
+      if (this.#isGone) throw new Error('others take the leases of this life');
+      this.#connection = connection;
+    } catch (error) {
+      connection.destroy();
+      throw error;
+    }
+  }
+
+  /**
+   * Most often the server has not noticed yet that the connection before is gone. But the lock may also be somebody else's
+   * for good, and then no heartbeat would ever find out that this life is over.
+   */
+  async #noteRefused(connection: DirectConnection): Promise<never> {
+    const rows = await connection.query(
+      'select from broker.worker where instance = $1 and gone_at is null',
+      [this.instance],
+    );
+    const isSilent = performance.now() - this.#provenAt > this.#options.silentMs;
+    if (rows.length === 0 || isSilent) this.noteGone();
+    throw new Error('the lock is held by the connection before, or by somebody else');
   }
 }
 
@@ -163,17 +200,29 @@ function instanceName(info: ProcessInfo, lockKey: number): string {
   return `${info.instance}.${lockKey}`;
 }
 
-function connect(options: WorkerSessionOptions): Promise<DirectConnection> {
-  const { directUrl: url, applicationName, statementTimeoutMs } = options;
-  return connectDirect({ url, applicationName, statementTimeoutMs });
+async function connect(options: Required<WorkerSessionOptions>): Promise<DirectConnection> {
+  const { directUrl: url, applicationName, answerMs } = options;
+  const statementTimeoutMs = Math.ceil(answerMs / 2);
+  const connection = await connectDirect({ url, applicationName, statementTimeoutMs });
+  try {
+    // a heartbeat need not outlive a crash, and must not wait for a slow disk or a standby
+    await connection.query('set synchronous_commit = off');
+    return connection;
+  } catch (error) {
+    connection.destroy();
+    throw error;
+  }
 }
 
+/** The sequence may have gone back, as after a fail-over: a number with a row is passed over, whether its lock is held or not. */
 async function takeNumber(connection: DirectConnection): Promise<number> {
   for (;;) {
-    const [row] = await connection.query<{ lock_key: number }>(
-      `select nextval('broker.worker_lock_seq')::int as lock_key`,
+    const [row] = await connection.query<{ lock_key: number; is_known: boolean }>(
+      `select n::int as lock_key, exists (select from broker.worker w where w.lock_key = n) as is_known
+         from nextval('broker.worker_lock_seq') n`,
     );
-    if (row !== undefined && (await tryLock(connection, row.lock_key))) return row.lock_key;
+    if (row === undefined || row.is_known) continue;
+    if (await tryLock(connection, row.lock_key)) return row.lock_key;
   }
 }
 

@@ -4,23 +4,48 @@ import { Failures } from './failures.ts';
 import type { DutyRun, Term } from './term.ts';
 
 const leasesPerCall = 200;
+/** The look for their topics is one probe for each of them and topic: bounded, however many fell in a row. */
+const workersPerLook = 20;
+/** As long as their rows are kept. */
+const farBackMs = 3_600_000;
 
-/** Takes back the leases of workers that are gone: at once where the session lock is free, after 10 s without a heartbeat. */
+/**
+ * Takes back the leases of workers that are gone: at once where the session lock is free, after 10 s without a heartbeat.
+ * Who marked them may have died before it took everything, and nobody led for a while: so a term looks far back, until a
+ * round has seen no lease of any of them. From then on nothing of theirs can appear but claims that were under way.
+ */
 export function takeOverLeases(term: Term): DutyRun {
+  let isClear = false;
   return async () => {
-    const workers = await findGoneWorkers(term.db, term.term, term.lookBackMs);
-    if (workers.length === 0) return;
-    const topicIds = await topicsLeasedBy(term.db, workers);
-    const names = await namesOf(term.db, 'topic', topicIds);
+    const lookBackMs = isClear ? term.lookBackMs : Math.max(farBackMs, term.lookBackMs);
+    isClear = false;
+    const workers = await findGoneWorkers(term.db, term.term, lookBackMs);
+    let found = 0;
     const failures = new Failures();
-    for (const topicId of topicIds) {
-      for (const worker of workers) {
-        const of = { topicId, worker, topic: names.get(topicId) ?? '' };
-        await takeAll(term, of).catch((error: unknown) => failures.add(error));
-      }
+    for (let at = 0; at < workers.length; at += workersPerLook) {
+      found += await takeFrom(term, workers.slice(at, at + workersPerLook), failures);
     }
     failures.throwIfAny();
+    isClear = found === 0;
   };
+}
+
+/** Takes what these workers have; returns in how many topics that was. */
+async function takeFrom(
+  term: Term,
+  workers: readonly string[],
+  failures: Failures,
+): Promise<number> {
+  const topicIds = await topicsLeasedBy(term.db, workers);
+  if (topicIds.length === 0) return 0;
+  const names = await namesOf(term.db, 'topic', topicIds);
+  for (const topicId of topicIds) {
+    for (const worker of workers) {
+      const of = { topicId, worker, topic: names.get(topicId) ?? '' };
+      await takeAll(term, of).catch((error: unknown) => failures.add(error));
+    }
+  }
+  return topicIds.length;
 }
 
 async function takeAll(

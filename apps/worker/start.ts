@@ -114,7 +114,6 @@ function assemble(config: WorkerConfig, parts: Parts): void {
   const registration: Registration = new Registration({
     directUrl: config.databaseDirectUrl ?? config.databaseUrl,
     applicationName,
-    statementTimeoutMs,
     info,
     logger,
     outage,
@@ -136,6 +135,7 @@ function assemble(config: WorkerConfig, parts: Parts): void {
   const watch = new DueWatch({
     db,
     wakeups,
+    logger,
     outage,
     lookBackMs: 2 * statementTimeoutMs,
     onDue: (id, mark) => dispatcher.wake(id, mark),

@@ -29,12 +29,12 @@ test('every two seconds a claim starts further back, and the next one does not',
 test('a wake-up lowers the start of one claim, also when an earlier claim ends meanwhile', () => {
   const marks = make();
   marks.set(1, '2025-01-01T00:01:00Z', 0);
-  marks.lower(1, '2025-01-01T00:00:20Z');
-  marks.lower(1, '2025-01-01T00:00:30Z');
+  marks.lower(1, '2025-01-01T00:00:20Z', 0);
+  marks.lower(1, '2025-01-01T00:00:30Z', 0);
   marks.saw(1, dueAt('2025-01-01T00:02:00Z'), 10);
   expect(marks.next(1, 20)).toBe('2025-01-01T00:00:20.000Z');
   expect(marks.next(1, 30)).toBe('2025-01-01T00:01:59.000Z');
-  marks.lower(1, '-infinity');
+  marks.lower(1, '-infinity', 30);
   expect(marks.next(1, 40)).toBeUndefined();
 });
 
@@ -46,4 +46,21 @@ test('marks of idle subscriptions are dropped', () => {
   expect(marks.size).toBe(1);
   expect(marks.isOld(101, 55_000)).toBe(false);
   expect(marks.isOld(101, 61_000)).toBe(true);
+});
+
+test('what wake-ups asked for of subscriptions that nobody claims is dropped too, also while nobody claims at all', () => {
+  const marks = make();
+  for (let id = 1; id <= 100; id += 1) marks.lower(id, '2025-01-01T00:00:00Z', 0);
+  marks.lower(101, '2025-01-01T00:00:00Z', 50_000);
+  expect(marks.size).toBe(101);
+  marks.lower(102, '2025-01-01T00:00:00Z', 61_000);
+  expect(marks.size).toBe(2);
+});
+
+test('a start that was asked for and dropped is not lost: the next claim is from the head', () => {
+  const marks = make();
+  marks.lower(1, '2025-01-01T00:00:20Z', 0);
+  // a claim that had begun before
+  marks.saw(1, dueAt('2025-01-01T00:02:00Z'), 5000);
+  expect(marks.next(1, 62_000)).toBeUndefined();
 });

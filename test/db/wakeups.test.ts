@@ -12,6 +12,7 @@ import {
 import { startTcpProxy } from '#test/support/tcp-proxy.ts';
 import { openVerbDatabase, type VerbDatabase } from '#test/support/verbs.ts';
 import { eventually } from '../support/eventually.ts';
+import { untilListening } from '../support/until-listening.ts';
 
 let database: VerbDatabase;
 let db: Database;
@@ -33,12 +34,6 @@ function open(options: Partial<WakeupsOptions> = {}): Wakeups & { readonly name:
     ...options,
   });
   return Object.assign(wakeups, { name });
-}
-
-async function untilListening(...all: Wakeups[]): Promise<void> {
-  await eventually(() => expect(all.every((each) => each.listening)).toBe(true), {
-    timeoutMs: 10_000,
-  });
 }
 
 /** Hears every NOTIFY as a stranger would. */

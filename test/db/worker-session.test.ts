@@ -1,9 +1,11 @@
+import { sql } from 'kysely';
+import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import type { Database } from '#db/client.ts';
+import { connectDirect } from '#db/direct-connection.ts';
 import { findGoneWorkers } from '#db/take-over.ts';
-import { WorkerSession, type WorkerSessionOptions } from '#db/worker-session.ts';
-import { sql } from 'kysely';
-import { aTerm } from '../support/factory.ts';
+import { WorkerSession, sessionTimes, type WorkerSessionOptions } from '#db/worker-session.ts';
+import { aTerm, aWorker } from '../support/factory.ts';
 import { untilServerIsOld } from '../support/old-server.ts';
 import { startTcpProxy } from '../support/tcp-proxy.ts';
 import { openVerbDatabase, type VerbDatabase } from '../support/verbs.ts';
@@ -29,7 +31,6 @@ const open = (options: Partial<WorkerSessionOptions> = {}): Promise<WorkerSessio
   WorkerSession.open({
     directUrl: database.url,
     applicationName: 'broker-worker-test',
-    statementTimeoutMs: 2000,
     info: { instance: 'one', service: 'worker', version: '1', host: 'h', pid: 7 },
     heartbeatMs: 20,
     ...options,
@@ -106,10 +107,116 @@ test('a row that was forgotten is a life that is over', async () => {
   await session.close({ holdsLeases: false });
 });
 
+/** Waits for a lock number on a connection of its own, breaks that of its holder, and keeps the number until it is ended. */
+async function steal(lockKey: number): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: database.url });
+  client.on('error', () => undefined);
+  await client.connect();
+  const taken = client.query('select pg_advisory_lock(broker.worker_lock_class(), $1)', [lockKey]);
+  await expect.poll(() => lockRows(lockKey)).toHaveLength(2);
+  await sql`select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = ${lockKey} and granted`.execute(
+    db,
+  );
+  await taken;
+  return client;
+}
+
+async function lockRows(lockKey: number): Promise<unknown[]> {
+  const { rows } =
+    await sql`select pid, granted from pg_locks k join pg_database d on d.oid = k.database
+    where locktype = 'advisory' and objid = ${lockKey} and datname = current_database()`.execute(
+      db,
+    );
+  return rows;
+}
+
+const numberOf = (session: WorkerSession): number => Number(session.instance.split('.')[1]);
+
+test('one whose number somebody else has by now finds out that others took its leases', async () => {
+  let changes = 0;
+  const session = await open({ onChange: () => (changes += 1) });
+  const thief = await steal(numberOf(session));
+  await expect.poll(() => session.isTrusted).toBe(false);
+  expect([session.isGone, await gone()]).toEqual([false, []]);
+  await sql`update broker.worker set heartbeat_at = clock_timestamp() - interval '11 seconds'`.execute(
+    db,
+  );
+  expect(await gone()).toEqual([session.instance]);
+  await expect.poll(() => session.isGone).toBe(true);
+  expect(changes).toBe(1);
+  await session.close({ holdsLeases: true });
+  await thief.end();
+});
+
+test('one that cannot have its number for longer than its silence is borne ends that life by itself', async () => {
+  const session = await open({ silentMs: 300 });
+  const thief = await steal(numberOf(session));
+  await expect.poll(() => session.isGone).toBe(true);
+  expect(await rows()).toMatchObject([{ instance: session.instance, gone_at: null }]);
+  await session.close({ holdsLeases: true });
+  await thief.end();
+});
+
+test('a heartbeat that the server gives up costs neither the connection nor the lock', async () => {
+  const session = await open({ answerMs: 200, trustMs: 1000 });
+  const before = await lockRows(numberOf(session));
+  await db.transaction().execute(async (slow) => {
+    await sql`select from broker.worker for update`.execute(slow);
+    await expect.poll(() => session.isTrusted).toBe(false);
+  });
+  await expect.poll(() => session.isTrusted).toBe(true);
+  expect(await lockRows(numberOf(session))).toEqual(before);
+  await session.close({ holdsLeases: false });
+});
+
+test('a line that falls silent is given up after the time for an answer, whatever other statements may take', async () => {
+  await using proxy = await startTcpProxy({ port: Number(new URL(database.url).port) });
+  const session = await open({
+    directUrl: proxy.through(database.url),
+    answerMs: 200,
+    trustMs: 600_000,
+  });
+  proxy.blackhole();
+  await expect.poll(() => session.isTrusted).toBe(false);
+  proxy.restore();
+  await session.close({ holdsLeases: false });
+});
+
+test('the trust ends before the server frees the lock of a worker that it does not hear', async () => {
+  const connection = await connectDirect({
+    url: database.url,
+    applicationName: 'settings',
+    statementTimeoutMs: 2000,
+  });
+  const settings = await connection.query<{ seconds: number; user_ms: number }>(
+    `select current_setting('tcp_keepalives_idle')::int
+        + current_setting('tcp_keepalives_interval')::int * current_setting('tcp_keepalives_count')::int as seconds,
+      current_setting('tcp_user_timeout')::int as user_ms`,
+  );
+  await connection.end();
+  const [{ seconds, user_ms: userMs } = { seconds: 0, user_ms: 0 }] = settings;
+  const freedMs = Math.min(seconds * 1000, userMs);
+  const { trustMs, heartbeatMs, answerMs } = sessionTimes;
+  // a second for the way from the last look at it to the request that is sent
+  expect(trustMs).toBeLessThanOrEqual(freedMs - 1000);
+  // one heartbeat may be as slow as the server allows without a pause
+  expect(trustMs).toBeGreaterThan(heartbeatMs + answerMs / 2);
+});
+
 test('a number that is held by somebody is passed over', async () => {
-  const blocker = await open();
-  await sql`select setval('broker.worker_lock_seq', 1, false)`.execute(db);
-  const next = await open();
-  expect(next.instance).not.toBe(blocker.instance);
-  await Promise.all([blocker, next].map((session) => session.close({ holdsLeases: false })));
+  const client = new pg.Client({ connectionString: database.url });
+  await client.connect();
+  await client.query('select pg_advisory_lock(broker.worker_lock_class(), 1)');
+  const session = await open();
+  expect(numberOf(session)).toBe(2);
+  await session.close({ holdsLeases: false });
+  await client.end();
+});
+
+test('a number that a row still carries is passed over although its lock is free: a fail-over may set the sequence back', async () => {
+  const worker = await aWorker(db);
+  await db.updateTable('worker').set({ lock_key: 1 }).where('instance', '=', worker).execute();
+  const session = await open();
+  expect(numberOf(session)).toBe(2);
+  await session.close({ holdsLeases: false });
 });
