@@ -211,7 +211,7 @@ const pushVariables = {
     check: 'encryption-key',
     shown: 'the-output-of-openssl-rand-base64-32',
     description:
-      'Encrypts the signing secrets of push subscriptions in the database; without one only the owner role can read them there. The same for api and worker.',
+      'Encrypts the signing secrets of push subscriptions in the database; without one the owner role, superusers and members of pg_read_all_data can read them there. The same for api and worker.',
   }),
 };
 
