@@ -171,6 +171,22 @@ describe('deployment', () => {
     expect(loose).toEqual([]);
   });
 
+  test('what is set for the processes is a variable of the schema, in both Compose files', () => {
+    const known = Object.values(variableGroups).flatMap((group) => Object.keys(group));
+    const secrets = known.filter((name) => schemaOf(name as VariableName).secret === true);
+    const allowed = [...known, ...secrets.map((name) => `${name}_FILE`)];
+    // What the images of others read, and what deploy/nginx/start does.
+    const foreign = [...textOf('deploy/nginx/start').matchAll(/^: "\$\{([A-Z_]+):=/gm)].map(
+      ([, name = '']) => name,
+    );
+    const keys = composeFiles.flatMap((file) =>
+      [...textOf(file).matchAll(/^\s+([A-Z][A-Z0-9_]+):/gm)].map(([, name = '']) => name),
+    );
+    expect(keys.length).toBeGreaterThan(0);
+    const notOurs = keys.filter((name) => !/^POSTGRES_|^VERSION$/.test(name));
+    expect(notOurs.filter((name) => ![...allowed, ...foreign].includes(name))).toEqual([]);
+  });
+
   test('metrics that are asked for exist', () => {
     const declared = textOf('apps/runtime/metrics.ts');
     const asked = filesOf('deploy/**/*.{yml,yaml,json}').flatMap(

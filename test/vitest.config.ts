@@ -37,6 +37,30 @@ export default defineConfig({
           fileParallelism: false,
         },
       },
+      {
+        extends: true,
+        test: {
+          name: 'deploy',
+          include: ['test/deploy/**/*.test.ts'],
+          exclude: ['test/deploy/nginx*.test.ts'],
+          globalSetup: [join(import.meta.dirname, 'setup/docker.ts')],
+          testTimeout: 120_000,
+          fileParallelism: false,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          // the real nginx without Docker, in front of real processes
+          name: 'nginx',
+          include: ['test/deploy/nginx*.test.ts'],
+          ...onPostgres,
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
+          // they use fixed addresses of the loopback range
+          fileParallelism: false,
+        },
+      },
     ],
   },
 });
