@@ -44,7 +44,7 @@ export async function startEngine(): Promise<DockerEngine> {
   const dir = await mkdtemp(join(tmpdir(), 'event-broker-docker-'));
   const name = dir.slice(-6);
   for (const each of ['etc', 'opt', 'var/lib']) {
-    for (const layer of ['upper', 'work']) await mkdir(join(dir, layer, each), { recursive: true });
+    for (const layer of ['upper', 'scratch']) await mkdir(join(dir, layer, each), { recursive: true });
   }
   await mkdir(join(dir, 'data'));
   const boot = join(dir, 'boot.sh');
@@ -106,7 +106,7 @@ function bootScript(dir: string, name: string): string {
 hostname ${name}
 mount -t tmpfs -o mode=755 tmpfs /run
 for each in etc opt var/lib; do
-  mount -t overlay overlay -o "lowerdir=/$each,upperdir=${dir}/upper/$each,workdir=${dir}/work/$each" "/$each"
+  mount -t overlay overlay -o "lowerdir=/$each,upperdir=${dir}/upper/$each,workdir=${dir}/scratch/$each" "/$each"
 done
 rm -f /etc/docker/daemon.json /etc/docker/key.json
 dockerd --host unix://${dir}/docker.sock --data-root ${dir}/data --exec-root /run/docker --pidfile /run/docker.pid \\
