@@ -44,7 +44,8 @@ export async function startEngine(): Promise<DockerEngine> {
   const dir = await mkdtemp(join(tmpdir(), 'event-broker-docker-'));
   const name = dir.slice(-6);
   for (const each of ['etc', 'opt', 'var/lib']) {
-    for (const layer of ['upper', 'scratch']) await mkdir(join(dir, layer, each), { recursive: true });
+    for (const layer of ['upper', 'scratch'])
+      await mkdir(join(dir, layer, each), { recursive: true });
   }
   await mkdir(join(dir, 'data'));
   const boot = join(dir, 'boot.sh');
