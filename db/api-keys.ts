@@ -89,7 +89,10 @@ export async function listApiKeys(
     .execute();
 }
 
-/** Removes a key; it opens nothing any more. */
+/**
+ * Removes a key; it opens nothing any more. Of a seeded one the hash stays, as that of a key that has expired: a replica that is
+ * still configured with it must not seed it again.
+ */
 export async function deleteApiKey(
   db: Database,
   id: number,
@@ -98,36 +101,68 @@ export async function deleteApiKey(
     const { numDeletedRows } = await transaction
       .deleteFrom('api_key')
       .where('id', '=', id)
+      .where('name', '<>', seededKeyName)
       .executeTakeFirst();
-    if (numDeletedRows === 0n) return { status: 'not_found' };
+    const { numUpdatedRows } = await transaction
+      .updateTable('api_key')
+      .set({ expires_at: sql<string>`clock_timestamp()` })
+      .where('id', '=', id)
+      .where('name', '=', seededKeyName)
+      .where(sql<boolean>`(expires_at is null or expires_at > clock_timestamp())`)
+      .executeTakeFirst();
+    if (numDeletedRows + numUpdatedRows === 0n) return { status: 'not_found' };
     await announceChange(transaction, 'api_key', String(id));
     return { status: 'deleted' };
   });
 }
 
+export interface SeedOptions {
+  /** How long the key before goes on to open everything, in milliseconds (an hour). */
+  readonly overlapMs?: number;
+  /** This key again, although another took its place: where one process alone seeds keys, the one that it has is right. */
+  readonly reinstates?: boolean;
+}
+
+export type SeedResult =
+  | { readonly status: 'unchanged' }
+  /** Another took the place of this key, or it was deleted: nothing was changed. */
+  | { readonly status: 'superseded' }
+  | {
+      readonly status: 'seeded';
+      /** The key before, and until when it opens everything. */
+      readonly before: { readonly id: number; readonly expires_at: string } | undefined;
+    };
+
 /**
- * Makes the key of the configuration the seeded one, with scope admin; the one before opens nothing any more. Repeatable,
- * and several processes may do it at once.
+ * Makes the key of the configuration the seeded one, with scope admin. The one before opens everything for a while, because
+ * replicas that have the old configuration and the new run side by side during an update; a key whose place another took never
+ * comes back, however late a replica of the old configuration starts. So what was seeded is kept, expired: the key that has no
+ * expiry is the one that holds. Repeatable, and several processes may do it at once.
  */
 export async function seedAdminKey(
   db: Database,
   { hash, prefix }: { readonly hash: Buffer; readonly prefix: string },
-): Promise<{ readonly status: 'seeded' | 'unchanged' }> {
+  { overlapMs = 3_600_000, reinstates = false }: SeedOptions = {},
+): Promise<SeedResult> {
   return db.transaction().execute(async (transaction) => {
     await sql`select pg_advisory_xact_lock(hashtext('broker.seed_admin_key'))`.execute(transaction);
-    const seeded = await transaction
+    const own = await transaction
       .selectFrom('api_key')
-      .select('hash')
+      .select('expires_at')
       .where('name', '=', seededKeyName)
-      .execute();
-    if (seeded.length === 1 && seeded[0]?.hash.equals(hash) === true) {
-      return { status: 'unchanged' };
-    }
-    await transaction
-      .deleteFrom('api_key')
+      .where('hash', '=', hash)
+      .executeTakeFirst();
+    if (own?.expires_at === null) return { status: 'unchanged' };
+    if (own !== undefined && !reinstates) return { status: 'superseded' };
+    const before = await transaction
+      .updateTable('api_key')
+      .set({
+        expires_at: sql<string>`clock_timestamp() + ${overlapMs} * interval '1 millisecond'`,
+      })
       .where('name', '=', seededKeyName)
-      .where('hash', '<>', hash)
-      .execute();
+      .where('expires_at', 'is', null)
+      .returning(['id', sql<string>`expires_at`.as('expires_at')])
+      .executeTakeFirst();
     const values = { name: seededKeyName, scopes: ['admin'], topics: null, expires_at: null };
     const { id } = await transaction
       .insertInto('api_key')
@@ -135,7 +170,8 @@ export async function seedAdminKey(
       .onConflict((conflict) => conflict.column('hash').doUpdateSet(values))
       .returning('id')
       .executeTakeFirstOrThrow();
+    // whoever hears it looks all of them up again
     await announceChange(transaction, 'api_key', String(id));
-    return { status: 'seeded' };
+    return { status: 'seeded', before };
   });
 }

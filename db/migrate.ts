@@ -3,6 +3,7 @@ import { readFile, readdir } from 'node:fs/promises';
 import { Kysely, PostgresDialect, sql } from 'kysely';
 import { Migrator, type Migration } from 'kysely/migration';
 import pg from 'pg';
+import { applyGrants } from './grants.ts';
 
 export interface MigrateOptions {
   /** A direct connection (no transaction pooler) of the role that owns the schema. */
@@ -30,7 +31,8 @@ export async function knownDefinitions(): Promise<string[]> {
 
 /**
  * Brings the database to this release: the pending migrations one by one, each committed alone, then every function and
- * view whose file changed. Under one lock around the whole run, so any number may be started at once. Repeatable.
+ * view whose file changed, and what the roles of the processes may (grants/), where there are such roles. Under one lock around
+ * the whole run, so any number may be started at once. Repeatable.
  */
 export async function migrate(options: MigrateOptions): Promise<void> {
   const say = options.onProgress ?? (() => undefined);
@@ -109,6 +111,7 @@ async function applyDefinitions(db: Kysely<unknown>, say: (line: string) => void
       );
       say(`defined ${path}`);
     }
+    await applyGrants(trx, say);
   });
 }
 

@@ -1,6 +1,6 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { seedAdminKey } from '#db/api-keys.ts';
+import { seedAdminKey, type SeedOptions, type SeedResult } from '#db/api-keys.ts';
 import type { Database } from '#db/client.ts';
 import type { Directory, DirectoryApiKey } from './directory.ts';
 import { FailureLimit } from './failure-limit.ts';
@@ -22,9 +22,13 @@ function hashKey(key: string): Buffer {
   return createHash('sha256').update(key).digest();
 }
 
-/** Makes the configured key open everything; the one that was configured before opens nothing any more. */
-export async function seedConfiguredKey(db: Database, key: string): Promise<void> {
-  await seedAdminKey(db, identify(key));
+/** Makes the configured key open everything, unless another has taken its place; see `seedAdminKey`. */
+export async function seedConfiguredKey(
+  db: Database,
+  key: string,
+  options: SeedOptions = {},
+): Promise<SeedResult> {
+  return seedAdminKey(db, identify(key), options);
 }
 
 /** Whether a key may do what a scope names; admin may all. */

@@ -24,6 +24,8 @@ import { createSettler } from './receive/settler.ts';
 export interface ApiKit extends ProcessKit {
   /** Metrics that a process with several services shares; an API alone makes its own. */
   readonly metrics?: Metrics;
+  /** Nobody else seeds a key in this database: the configured one holds, and the one before ends at once (false). */
+  readonly ownsDatabase?: boolean;
 }
 
 export interface RunningApi {
@@ -215,7 +217,7 @@ async function prepareDatabase(config: ApiConfig, db: Database, kit: ApiKit): Pr
       onWaiting: (reason, error) => logger.warn({ err: error }, reason),
     });
     try {
-      if (config.adminApiKey !== undefined) await seedConfiguredKey(db, config.adminApiKey);
+      await seedKey(config, db, kit);
       await registerProcess(db, info);
       isDone = true;
     } catch (error) {
@@ -233,4 +235,22 @@ async function prepareDatabase(config: ApiConfig, db: Database, kit: ApiKit): Pr
     // with the database away the row stays, and is forgotten after an hour
     await unregisterProcess(db, config.instance).catch(() => undefined);
   });
+}
+
+async function seedKey(config: ApiConfig, db: Database, kit: ApiKit): Promise<void> {
+  const { logger, ownsDatabase = false } = kit;
+  if (config.adminApiKey === undefined) return;
+  const options = ownsDatabase ? { reinstates: true, overlapMs: 0 } : {};
+  const result = await seedConfiguredKey(db, config.adminApiKey, options);
+  if (result.status === 'superseded') {
+    logger.warn(
+      'ADMIN_API_KEY: another key has taken the place of this one, or it was deleted; it was not seeded again',
+    );
+  } else if (result.status === 'seeded' && result.before !== undefined) {
+    const { id, expires_at } = result.before;
+    logger.info(
+      { api_key_id: String(id), expires_at },
+      'ADMIN_API_KEY: a new key was seeded; the one before goes on until it expires, or is deleted',
+    );
+  }
 }

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import Value from 'typebox/value';
 import { schemaOf, type VariableName, type VariableSchema, variables } from './config-variables.ts';
+import { splitKeys } from './sealer.ts';
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -124,10 +125,7 @@ const textRules = {
       ? 'must not cover every address: each client could forge its own'
       : undefined),
   'target-cidr': checkCidr,
-  'encryption-key': (text) =>
-    /^[A-Za-z0-9+/]{43}=$/.test(text)
-      ? undefined
-      : 'must be 32 random bytes in base64 (openssl rand -base64 32)',
+  'encryption-keys': checkEncryptionKeys,
   'header-text': (text) =>
     /^[\x21-\x7e]+$/.test(text) ? undefined : 'must be printable ASCII without spaces',
 } satisfies Record<NonNullable<VariableSchema['check']>, (text: string) => string | undefined>;
@@ -138,6 +136,19 @@ function checkUrl(text: string, protocols: readonly string[]): string | undefine
     return `${expected} (special characters of a password are percent-encoded)`;
   }
   return protocols.includes(new URL(text).protocol) ? undefined : expected;
+}
+
+// more would only be there because none was ever taken away
+const encryptionKeysMax = 8;
+
+function checkEncryptionKeys(text: string): string | undefined {
+  const keys = splitKeys(text);
+  if (!keys.every((key) => /^[A-Za-z0-9+/]{43}=$/.test(key))) {
+    return 'must be 32 random bytes in base64 (openssl rand -base64 32), or several of those with commas between';
+  }
+  if (keys.length > encryptionKeysMax) return `must be ${encryptionKeysMax} keys at most`;
+  const distinct = new Set(keys.map((key) => Buffer.from(key, 'base64').toString('hex')));
+  return distinct.size === keys.length ? undefined : 'has the same key twice';
 }
 
 function checkOrigin(text: string): string | undefined {

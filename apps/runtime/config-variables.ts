@@ -1,4 +1,5 @@
 import Type, { type Static } from 'typebox';
+import { deploymentVariables } from './config-deployment.ts';
 
 // The one place where environment variables are named and get their defaults and limits.
 // Beside JSON Schema's own keywords: `secret` (may come as NAME_FILE, never shown), `check` (a rule
@@ -82,7 +83,8 @@ const httpVariables = {
     maxLength: 256,
     check: 'header-text',
     shown: 'at-least-16-characters',
-    description: 'Seeds the first API key, with scope admin.',
+    description:
+      'Seeds the first API key, with scope admin. A new value takes the place of the one before, which opens everything for another hour and never comes back.',
   }),
   ENABLE_RATE_LIMIT: Type.Boolean({
     shown: 'false',
@@ -208,10 +210,10 @@ const pushVariables = {
   }),
   SECRET_ENCRYPTION_KEY: Type.String({
     secret: true,
-    check: 'encryption-key',
+    check: 'encryption-keys',
     shown: 'the-output-of-openssl-rand-base64-32',
     description:
-      'Encrypts the signing secrets of push subscriptions in the database; without one the owner role, superusers and members of pg_read_all_data can read them there. The same for api and worker.',
+      'Encrypts the signing secrets of push subscriptions in the database; without one the owner role, superusers and members of pg_read_all_data can read them there. The same for api and worker. Several with commas between while one takes the place of another: the first seals, all open; migrate, where it has them too, seals with the first what is kept otherwise.',
   }),
 };
 
@@ -264,12 +266,13 @@ const demoVariables = {
   BROKER_URL: Type.String({
     check: 'http-url',
     shown: 'http://127.0.0.1:3000',
-    description: 'npm run demo: a broker that runs already; without it the demo starts one.',
+    description: 'A broker that runs already; without it npm run demo starts one.',
   }),
   API_KEY: Type.String({
+    secret: true,
     check: 'header-text',
     shown: 'the-key-that-npm-start-printed',
-    description: 'npm run demo: the key for BROKER_URL; without it the one in DATA_DIR.',
+    description: 'The key for BROKER_URL; without it npm run demo takes the one in DATA_DIR.',
   }),
 };
 
@@ -284,7 +287,8 @@ export const variableGroups = {
   'Worker and reaper': healthVariables,
   Reaper: reaperVariables,
   'npm start': dataVariables,
-  'npm run demo': demoVariables,
+  'npm run demo, smoke test': demoVariables,
+  'docker-compose.prod.yml and deploy/swarm': deploymentVariables,
 };
 
 export const variables = {
@@ -298,6 +302,7 @@ export const variables = {
   ...reaperVariables,
   ...dataVariables,
   ...demoVariables,
+  ...deploymentVariables,
 };
 
 export type VariableName = keyof typeof variables;
@@ -324,7 +329,7 @@ export type VariableSchema = {
     | 'cidr'
     | 'target-cidr'
     | 'header-text'
-    | 'encryption-key';
+    | 'encryption-keys';
   readonly shown?: string;
   readonly earlier?: string;
 };

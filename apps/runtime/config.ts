@@ -58,6 +58,14 @@ const workerNames = [
   'WORKER_BUFFER_BYTES_MAX',
 ] as const satisfies VariableName[];
 
+const migrateNames = [
+  ...commonNames,
+  'SECRET_ENCRYPTION_KEY',
+  'API_REPLICAS',
+  'WORKER_REPLICAS',
+  'REAPER_REPLICAS',
+] as const satisfies VariableName[];
+
 const reaperNames = [
   ...commonNames,
   'HOST',
@@ -74,6 +82,14 @@ const standaloneNames = [
   'DATA_DIR',
 ] as const satisfies VariableName[];
 
+const smokeNames = [
+  'NODE_ENV',
+  'LOG_LEVEL',
+  'INSTANCE',
+  'SHUTDOWN_TIMEOUT_MS',
+  ...demoOnlyNames,
+] as const satisfies VariableName[];
+
 const demoNames = ['NODE_ENV', 'LOG_LEVEL', 'DATA_DIR', ...demoOnlyNames] as const;
 
 type OptionalName =
@@ -81,6 +97,9 @@ type OptionalName =
   | 'DATABASE_DIRECT_URL'
   | 'ADMIN_API_KEY'
   | 'SECRET_ENCRYPTION_KEY'
+  | 'API_REPLICAS'
+  | 'WORKER_REPLICAS'
+  | 'REAPER_REPLICAS'
   | 'BROKER_URL'
   | 'API_KEY';
 
@@ -98,7 +117,8 @@ export type ApiConfig = Config<(typeof apiNames)[number], 'DATABASE_URL'>;
 export type WorkerConfig = Config<(typeof workerNames)[number], 'DATABASE_URL'>;
 export type ReaperConfig = Config<(typeof reaperNames)[number], 'DATABASE_URL'>;
 export type StandaloneConfig = Config<(typeof standaloneNames)[number]>;
-export type MigrateConfig = Config<(typeof commonNames)[number], 'DATABASE_URL'>;
+export type MigrateConfig = Config<(typeof migrateNames)[number], 'DATABASE_URL'>;
+export type SmokeConfig = Config<(typeof smokeNames)[number], 'BROKER_URL' | 'API_KEY'>;
 export type DemoConfig = Config<(typeof demoNames)[number]>;
 
 /** What is wrong with the environment: every fault, each with the name of its variable. */
@@ -155,8 +175,14 @@ export function loadStandaloneConfig(env: Environment): StandaloneConfig {
 
 /** Reads the configuration of `migrate` from `env`; throws `ConfigError` with every fault in it. */
 export function loadMigrateConfig(env: Environment): MigrateConfig {
-  const config = load(env, { names: commonNames, required: ['DATABASE_URL'], host: '0.0.0.0' });
+  const config = load(env, { names: migrateNames, required: ['DATABASE_URL'], host: '0.0.0.0' });
   return config as MigrateConfig;
+}
+
+/** Reads the configuration of the smoke test from `env`; throws `ConfigError` with every fault in it. */
+export function loadSmokeConfig(env: Environment): SmokeConfig {
+  const required = ['BROKER_URL', 'API_KEY'] as const;
+  return load(env, { names: smokeNames, required, host: '0.0.0.0' }) as SmokeConfig;
 }
 
 /** Reads the configuration of the demo from `env`; throws `ConfigError` with every fault in it. */

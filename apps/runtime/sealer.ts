@@ -8,6 +8,8 @@ export interface Sealed {
 }
 
 export interface Sealer {
+  /** Of the key that seals; null without one. */
+  readonly keyId: string | null;
   /** `context` says what the bytes belong to: opened in another one, they are refused. */
   seal(plain: Buffer, context: string): Sealed;
   /** Throws `SealError` for another key, another context, and bytes that were changed. */
@@ -26,12 +28,14 @@ const tagBytes = 16;
 
 /**
  * Encrypts small things that are kept elsewhere: AES-256-GCM with a random nonce (NIST SP 800-38D section 8.2.2) and the context
- * as associated data; what comes out is nonce, text and tag. `key`: 32 bytes in base64. Without one it keeps the plain bytes,
- * and what was kept so is opened by whoever has a key later.
+ * as associated data; what comes out is nonce, text and tag. `keys`: one, or several with commas between, each 32 bytes in
+ * base64. The first seals, all of them open, so that one key can take the place of another while both are in use. Without any
+ * it keeps the plain bytes, and what was kept so is opened by whoever has a key later. Throws `SealError` for what is no key.
  */
-export function createSealer(key: string | undefined): Sealer {
-  if (key === undefined) {
+export function createSealer(keys: string | undefined): Sealer {
+  if (keys === undefined) {
     return {
+      keyId: null,
       seal: (plain) => ({ keyId: null, sealed: plain }),
       open: (sealed, keyId) => {
         if (keyId === null) return sealed;
@@ -39,19 +43,38 @@ export function createSealer(key: string | undefined): Sealer {
       },
     };
   }
-  const secret = Buffer.from(key, 'base64');
-  if (secret.length !== keyBytes) throw new SealError(`a key is ${keyBytes} bytes in base64`);
-  const ownId = createHash('sha256').update(secret).digest('hex').slice(0, 8);
+  const secrets = new Map<string, Buffer>();
+  for (const key of splitKeys(keys)) addKey(secrets, key);
+  const [first] = secrets;
+  if (first === undefined) throw new SealError('there is no key');
+  const [ownId, own] = first;
   return {
-    seal: (plain, context) => ({ keyId: ownId, sealed: encrypt(secret, plain, context) }),
+    keyId: ownId,
+    seal: (plain, context) => ({ keyId: ownId, sealed: encrypt(own, plain, context) }),
     open: (sealed, keyId, context) => {
       if (keyId === null) return sealed;
-      if (keyId !== ownId) {
-        throw new SealError(`sealed with another key (id ${keyId}; the one here is ${ownId})`);
-      }
-      return decrypt(secret, sealed, context);
+      const secret = secrets.get(keyId);
+      if (secret !== undefined) return decrypt(secret, sealed, context);
+      const ids = [...secrets.keys()];
+      const here =
+        ids.length === 1 ? `the one here is ${ownId}` : `those here are ${ids.join(', ')}`;
+      throw new SealError(`sealed with another key (id ${keyId}; ${here})`);
     },
   };
+}
+
+/** The keys of a text that has commas between them. */
+export function splitKeys(text: string): string[] {
+  return text.split(',').map((key) => key.trim());
+}
+
+function addKey(secrets: Map<string, Buffer>, key: string): void {
+  const secret = Buffer.from(key, 'base64');
+  if (secret.length !== keyBytes) throw new SealError(`a key is ${keyBytes} bytes in base64`);
+  const id = createHash('sha256').update(secret).digest('hex').slice(0, 8);
+  // the id is all that a row knows of its key
+  if (secrets.has(id)) throw new SealError(`two of the keys are the same (id ${id})`);
+  secrets.set(id, secret);
 }
 
 function encrypt(key: Buffer, plain: Buffer, context: string): Buffer {

@@ -45,7 +45,7 @@ export async function startStandalone(config: StandaloneConfig, kit: ProcessKit)
   const opensLoopback = dataDir !== undefined && config.allowPrivateTargets.length === 0;
   const allowPrivateTargets = opensLoopback ? loopback : config.allowPrivateTargets;
   const common = { ...config, databaseUrl, adminApiKey, allowPrivateTargets };
-  const api = await startApi(common, { ...kit, metrics });
+  const api = await startApi(common, { ...kit, metrics, ownsDatabase: dataDir !== undefined });
   const named = (service: string): typeof common => ({
     ...common,
     instance: `${config.instance}-${service}`.slice(-45),

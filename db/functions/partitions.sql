@@ -10,8 +10,11 @@ $$;
 -- Makes the partition of now and of the next two spans, for one class or for all that active topics use. Repeatable.
 -- A table is made by itself, with a CHECK that says its bounds, and then attached: CREATE ... PARTITION OF would take an
 -- ACCESS EXCLUSIVE lock on the parent, wait behind any reader of `event`, and publishers would wait behind that.
+-- With the rights of its owner, as the only function: who attaches a partition must own the parent, and the API, which owns
+-- nothing, calls this for a new topic or a publish that finds no partition. So it makes nothing but what the classes need.
 create or replace function broker.ensure_partitions(p_class smallint default null) returns int
-language plpgsql
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
 set timezone = 'UTC'
 as $$
@@ -25,6 +28,9 @@ declare
   v_high bigint;
   v_made int := 0;
 begin
+  if p_class not in (1, 24, 168, 720, 2160, 8760) then
+    raise exception 'there is no retention class of % hours', p_class using errcode = 'invalid_parameter_value';
+  end if;
   perform pg_advisory_xact_lock(hashtext('broker.ensure_partitions'));
   v_now_ms := extract(epoch from clock_timestamp()) * 1000;
   for v_class in

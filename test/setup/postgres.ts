@@ -1,8 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
-import { request } from 'node:http';
-import { homedir, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import pg from 'pg';
@@ -11,6 +10,8 @@ import type { TestProject } from 'vitest/node';
 import { lockDataDir } from '../../apps/standalone/data-dir-lock.ts';
 import { startEmbeddedPostgres } from '../../apps/standalone/embedded-postgres.ts';
 import { stopLeftovers } from '../../apps/standalone/postmaster.ts';
+import { startPostgresContainer } from '../support/postgres-container.ts';
+import { createTestRoles, dropTestRoles, type TestRoles } from '../support/roles.ts';
 
 /** What the test processes need to know of the server; read it with `inject('postgres')`. */
 export interface TestPostgres {
@@ -20,6 +21,8 @@ export interface TestPostgres {
   readonly prefix: string;
   /** Migrated, and closed to connections. */
   readonly template: string;
+  /** As whom processes work in the tests; undefined where who runs them may not make roles. */
+  readonly roles: TestRoles | undefined;
 }
 
 declare module 'vitest' {
@@ -34,7 +37,6 @@ interface Server {
   stop(): Promise<void>;
 }
 
-const IMAGE = 'postgres:18-alpine';
 const SCRATCH_PREFIX = 'event-broker-test-';
 /** Tests crash processes, never the machine: what is written need not survive that. */
 const SETTINGS = { fsync: 'off', full_page_writes: 'off', max_connections: 200 };
@@ -63,10 +65,20 @@ async function startTestPostgres(): Promise<Running> {
   const server = await startServer();
   process.stdout.write(`PostgreSQL of the tests: ${server.description}\n`);
   const prefix = `broker_test_${Math.random().toString(36).slice(2, 8)}`;
-  const provided = { adminUrl: server.url, prefix, template: `${prefix}_template` };
+  const isSuperuser = await mayMakeRoles(server.url);
+  process.stdout.write(
+    `roles of the tests: ${isSuperuser ? 'owner, api, worker, monitor' : 'the one of TEST_DATABASE_URL, which is no superuser'}\n`,
+  );
+  const provided = {
+    adminUrl: server.url,
+    prefix,
+    template: `${prefix}_template`,
+    roles: isSuperuser ? { prefix, password: randomUUID() } : undefined,
+  };
   const stop = async () => {
     try {
       await dropDatabases(provided);
+      if (provided.roles !== undefined) await dropTestRoles(server.url, provided.roles);
     } finally {
       await server.stop();
     }
@@ -83,66 +95,9 @@ async function startTestPostgres(): Promise<Running> {
 async function startServer(): Promise<Server> {
   const url = process.env['TEST_DATABASE_URL'];
   if (url) return { url, description: 'TEST_DATABASE_URL', stop: async () => {} };
-  if (await dockerHasImage()) return startContainer();
-  return startEmbedded();
-}
-
-/** Whether a Docker engine answers and has the image: tests never pull. At most 1 s; nothing where no engine is. */
-async function dockerHasImage(): Promise<boolean> {
-  const host = process.env['DOCKER_HOST'];
-  if (host?.startsWith('tcp://'))
-    return hasImage({ host: new URL(host).hostname, port: new URL(host).port });
-  const sockets = host?.startsWith('unix://')
-    ? [host.slice('unix://'.length)]
-    : [
-        '/var/run/docker.sock',
-        join(process.env['XDG_RUNTIME_DIR'] ?? '/nonexistent', 'docker.sock'),
-        join(homedir(), '.docker/run/docker.sock'),
-      ];
-  const socketPath = sockets.find((path) => existsSync(path));
-  return socketPath !== undefined && (await hasImage({ socketPath }));
-}
-
-async function hasImage(engine: {
-  socketPath?: string;
-  host?: string;
-  port?: string;
-}): Promise<boolean> {
-  return new Promise((resolve) => {
-    const asked = request(
-      { ...engine, path: `/images/${IMAGE}/json`, signal: AbortSignal.timeout(1000) },
-      (answer) => {
-        answer.resume();
-        resolve(answer.statusCode === 200);
-      },
-    );
-    asked.on('error', () => resolve(false));
-    asked.end();
-  });
-}
-
-async function startContainer(): Promise<Server> {
-  // Its reaper is a second image, which may have to be pulled; the container is stopped below.
-  process.env['TESTCONTAINERS_RYUK_DISABLED'] = 'true';
-  const { GenericContainer, Wait } = await import('testcontainers');
-  const password = randomUUID();
-  const container = await new GenericContainer(IMAGE)
-    .withEnvironment({ POSTGRES_PASSWORD: password })
-    .withExposedPorts(5432)
-    .withCommand([
-      'postgres',
-      ...Object.entries(SETTINGS).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
-    ])
-    // the server of the image's own set-up says so too, and is stopped then
-    .withWaitStrategy(Wait.forLogMessage(/ready to accept connections/, 2))
-    .start();
-  return {
-    url: `postgres://postgres:${password}@${container.getHost()}:${container.getMappedPort(5432)}/postgres`,
-    description: `testcontainers, ${IMAGE}`,
-    async stop() {
-      await container.stop();
-    },
-  };
+  const container = await startPostgresContainer(SETTINGS);
+  if (container === undefined) return startEmbedded();
+  return { ...container, url: container.superuserUrl };
 }
 
 async function startEmbedded(): Promise<Server> {
@@ -174,10 +129,23 @@ async function removeAbandoned(): Promise<void> {
   }
 }
 
-async function createTemplate({ adminUrl, template }: TestPostgres): Promise<void> {
-  await onServer(adminUrl, [`create database ${template}`]);
+async function mayMakeRoles(url: string): Promise<boolean> {
+  const rows = await onServer(url, [
+    `select rolname as name from pg_roles where rolname = current_user and rolsuper`,
+  ]);
+  return rows.length > 0;
+}
+
+async function createTemplate({ adminUrl, template, roles }: TestPostgres): Promise<void> {
+  if (roles !== undefined) await createTestRoles(adminUrl, roles);
+  const owner = roles === undefined ? '' : ' owner broker_owner';
+  await onServer(adminUrl, [`create database ${template}${owner}`]);
   const databaseUrl = new URL(adminUrl);
   databaseUrl.pathname = `/${template}`;
+  if (roles !== undefined) {
+    databaseUrl.username = `${roles.prefix}_owner`;
+    databaseUrl.password = roles.password;
+  }
   const { migrate } = await import('#db/migrate.ts');
   await migrate({ databaseUrl: databaseUrl.href });
   // `create database … template` fails while anybody is connected to the template.

@@ -14,6 +14,7 @@ import { createReceiver } from '../../apps/api/receive/receiver.ts';
 import { createSettler } from '../../apps/api/receive/settler.ts';
 import { cloneDatabase } from './database.ts';
 import { eventually } from './eventually.ts';
+import { asRole } from './roles.ts';
 
 /** What a test looks at. */
 export interface Answer {
@@ -35,6 +36,7 @@ export interface TestApp extends AsyncDisposable {
   readonly app: FastifyInstance;
   /** `http://127.0.0.1:<port>` */
   readonly address: string;
+  /** The test's own look at the database; the replica has its own, with the rights of an API (deps.db). */
   readonly db: Database;
   readonly deps: AppDependencies;
   readonly adminKey: string;
@@ -74,18 +76,21 @@ export async function startOwnApp(options: StartAppOptions = {}): Promise<OwnTes
 
 /** One API replica on a database, on a port of its own. Two on one database are two replicas. */
 export async function startApp(url: string, options: StartAppOptions = {}): Promise<TestApp> {
+  const apiUrl = await asRole('api', url);
   const config: ApiConfig = {
-    ...loadApiConfig({ DATABASE_URL: url, NODE_ENV: 'test', ...options.env }),
+    ...loadApiConfig({ DATABASE_URL: apiUrl, NODE_ENV: 'test', ...options.env }),
     ...options.config,
   };
   const applicationName = `broker-api-test-${crypto.randomUUID().slice(0, 8)}`;
   const { statementTimeoutMs } = config;
-  const database = createDatabase({ url, applicationName, poolMax: 4, statementTimeoutMs });
+  const pool = { poolMax: 4, statementTimeoutMs };
+  const database = createDatabase({ url: apiUrl, applicationName, ...pool });
   const { db } = database;
+  const own = createDatabase({ url, applicationName: 'broker-test', ...pool });
   const metrics = createMetrics({ service: 'api' });
   const level = process.env['TEST_LOG_LEVEL'] ?? 'silent';
   const logger = createLogger({ service: 'api', instance: 'test', level });
-  const wakeups = createWakeups({ db, directUrl: url, applicationName });
+  const wakeups = createWakeups({ db, directUrl: apiUrl, applicationName });
   const directory = new Directory(db, wakeups);
   const settler = createSettler({ db, wakeups, metrics });
   const admission = createAdmission({ db, intervalMs: 200 });
@@ -128,7 +133,7 @@ export async function startApp(url: string, options: StartAppOptions = {}): Prom
   return {
     app,
     address,
-    db,
+    db: own.db,
     deps,
     adminKey,
     call,
@@ -150,6 +155,7 @@ export async function startApp(url: string, options: StartAppOptions = {}): Prom
       directory[Symbol.dispose]();
       await wakeups.close();
       await database.close();
+      await own.close();
     },
   };
 }

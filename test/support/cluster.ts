@@ -6,6 +6,7 @@ import { createInterface } from 'node:readline';
 
 import { eventually } from './eventually.ts';
 import { guardProcess, signalProcess } from './process-guard.ts';
+import { asRole, type Role } from './roles.ts';
 
 export type Service = 'api' | 'worker' | 'reaper' | 'standalone';
 
@@ -32,7 +33,7 @@ const readyMs = 30_000;
 /** Longer than any SHUTDOWN_TIMEOUT_MS of a test. */
 const stopMs = 30_000;
 
-/** One `node apps/<service>/main.ts`, which can be ended in any way and started again on the same port. */
+/** One `node apps/<service>/main.ts`, which can be ended in any way and started again on the same port. It has no more rights in the database than its service needs. */
 export class BrokerProcess {
   readonly name: string;
   readonly service: Service;
@@ -79,6 +80,8 @@ export class BrokerProcess {
   async start(): Promise<void> {
     if (this.isRunning) throw new Error(`${this.name} runs already`);
     this.#port ||= await freePort();
+    const databaseUrl = this.#env['DATABASE_URL'];
+    const url = databaseUrl && (await asRole(roleOf(this.service), databaseUrl));
     const child = spawn(process.execPath, [`apps/${this.service}/main.ts`], {
       cwd: top,
       // A group of its own, so that all of `npm start` can be hit at once.
@@ -90,6 +93,7 @@ export class BrokerProcess {
         HOST: '127.0.0.1',
         ...portsOf(this.service, String(this.#port)),
         ...this.#env,
+        ...(url && { DATABASE_URL: url }),
       },
     });
     this.#isEndWanted = false;
@@ -182,6 +186,11 @@ export class BrokerProcess {
     ];
     return `${this.name} ended by itself (code ${code}, signal ${signal}):\n${last.join('\n')}`;
   }
+}
+
+/** A reaper makes and drops partitions; `npm start` does everything. */
+function roleOf(service: Service): Role {
+  return service === 'api' || service === 'worker' ? service : 'owner';
 }
 
 /** A worker and a reaper listen for their health and metrics only. */

@@ -7,7 +7,9 @@ import { promisify } from 'node:util';
 import { migrate } from '#db/migrate.ts';
 import { startEmbeddedPostgres } from '../../apps/standalone/embedded-postgres.ts';
 import type { EmbeddedPostgres } from '../../apps/standalone/embedded-postgres.ts';
+import { query } from './database.ts';
 import { guardProcess, signalProcess } from './process-guard.ts';
+import { asRole, createTestRoles, providedRoles } from './roles.ts';
 
 /** Kills a postmaster and everything that it has started. */
 export async function killPostgres(pid: number): Promise<void> {
@@ -41,7 +43,8 @@ export class CrashPostgres implements AsyncDisposable {
     const postgres = new CrashPostgres(await mkdtemp(join(tmpdir(), SCRATCH_PREFIX)), settings);
     try {
       await postgres.restart();
-      await migrate({ databaseUrl: postgres.url });
+      await postgres.#makeRoles();
+      await migrate({ databaseUrl: await asRole('owner', postgres.url) });
       return postgres;
     } catch (error) {
       await postgres[Symbol.asyncDispose]();
@@ -94,6 +97,15 @@ export class CrashPostgres implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#server !== undefined) await this.crash();
     await rm(this.#dataDir, { recursive: true, force: true, maxRetries: 5 });
+  }
+
+  /** Processes have the same rights here as on the server of all tests; the test itself those of the owner. */
+  async #makeRoles(): Promise<void> {
+    const roles = await providedRoles();
+    if (roles === undefined) return;
+    await createTestRoles(this.superuserUrl, roles);
+    await query(this.superuserUrl, 'grant broker_owner to broker');
+    await query(this.superuserUrl, 'alter database broker owner to broker_owner');
   }
 
   #running(): EmbeddedPostgres {

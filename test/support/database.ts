@@ -14,10 +14,10 @@ let count = 0;
 
 /**
  * Makes a database from the migrated template, a matter of some 30 ms; disposing drops it, whoever is connected.
- * `name` makes it easier to find in `pg_stat_activity`; without it the test file gives the name.
+ * Its url is that of who may everything; processes get another (roles.ts). `name` makes it easier to find in `pg_stat_activity`; without it the test file gives the name.
  */
 export async function cloneDatabase(name = testFileName()): Promise<TestDatabase> {
-  const { adminUrl, prefix, template } = inject('postgres');
+  const { adminUrl, prefix, template, roles } = inject('postgres');
   count += 1;
   // Each test file has a process of its own. PostgreSQL cuts names at 63 bytes, so the unique part comes first.
   const database =
@@ -25,7 +25,8 @@ export async function cloneDatabase(name = testFileName()): Promise<TestDatabase
       0,
       63,
     );
-  await createFromTemplate(adminUrl, database, template);
+  const owner = roles === undefined ? '' : ' owner broker_owner';
+  await createFromTemplate(adminUrl, database, `${template}${owner}`);
   const url = new URL(adminUrl);
   url.pathname = `/${database}`;
   return {

@@ -138,6 +138,29 @@ describe('npm start', () => {
     expect(await processesWith(dataDir)).toEqual([]);
   });
 
+  test('given another key for once, it goes back to its own the next time', async () => {
+    const port = String(await freePort());
+    const env = { DATA_DIR: join(scratch, 'keys'), PORT: port };
+    const given = 'a-key-that-was-given-for-once';
+    let own = '';
+    for (const wanted of [undefined, given, undefined]) {
+      const one = await startNode({ ...env, ...(wanted && { ADMIN_API_KEY: wanted }) });
+      const shown = keyIn(one.output()) ?? '';
+      own ||= shown;
+      expect(shown).toBe(wanted ?? own);
+      const statuses = [];
+      for (const key of [own, given]) {
+        const headers = { authorization: `Bearer ${key}` };
+        const { status } = await fetch(`http://127.0.0.1:${port}/api/v1/topics`, { headers });
+        statuses.push(status);
+      }
+      expect(statuses).toEqual(wanted === given ? [401, 200] : [200, 401]);
+      expect(one.output()).not.toContain('ADMIN_API_KEY: another key has taken the place');
+      one.child.kill('SIGTERM');
+      expect(await one.ended).toBe(0);
+    }
+  });
+
   test('on a directory that another uses says so and stops, and leaves the other alone', async () => {
     const dataDir = join(scratch, 'shared');
     const port = String(await freePort());

@@ -9,6 +9,7 @@ import {
   loadMigrateConfig,
   loadReaperConfig,
   loadStandaloneConfig,
+  loadWorkerConfig,
 } from '#runtime/config.ts';
 import { schemaOf, variableNames } from '#runtime/config-variables.ts';
 
@@ -152,6 +153,35 @@ describe('faults', () => {
     // The demo's names are common ones: only the demo looks at them.
     expect(apiFaults({ BROKER_URL: 'amqp://other' })).toEqual([]);
     expect(faultsOf(() => loadDemoConfig({ BROKER_URL: 'amqp://other' }))).toHaveLength(1);
+  });
+});
+
+describe('SECRET_ENCRYPTION_KEY', () => {
+  const keys = Array.from({ length: 9 }, (_, n) => Buffer.alloc(32, n).toString('base64'));
+
+  test('is one key, or several with commas between, for api, worker and migrate', () => {
+    for (const text of [keys[0]!, keys.slice(0, 8).join(','), `${keys[1]}, ${keys[0]}`]) {
+      const env = { ...database, SECRET_ENCRYPTION_KEY: text };
+      expect(loadApiConfig(env).secretEncryptionKey).toBe(text);
+      expect(loadWorkerConfig(env).secretEncryptionKey).toBe(text);
+      expect(loadMigrateConfig(env).secretEncryptionKey).toBe(text);
+    }
+  });
+
+  test.each([
+    ['hunter2', 'must be 32 random bytes in base64'],
+    [`${keys[0]},hunter2`, 'must be 32 random bytes in base64'],
+    [`${keys[0]},`, 'must be 32 random bytes in base64'],
+    [`${keys[0]} ${keys[1]}`, 'must be 32 random bytes in base64'],
+    [keys.join(','), 'must be 8 keys at most'],
+    [`${keys[0]},${keys[1]},${keys[0]}`, 'has the same key twice'],
+    // the same bytes, written in another way
+    [`${keys[0]},${keys[0]!.replace('A=', 'B=')}`, 'has the same key twice'],
+  ])('%s is refused', (text, expected) => {
+    const faults = apiFaults({ SECRET_ENCRYPTION_KEY: text });
+    expect(faults).toHaveLength(1);
+    expect(faults[0]).toContain(`SECRET_ENCRYPTION_KEY: ${expected}`);
+    expect(faults[0]).not.toMatch(/hunter2|AAAA/);
   });
 });
 

@@ -70,6 +70,45 @@ describe('without a key', () => {
   });
 });
 
-test.each(['', 'c2hvcnQ=', Buffer.alloc(33).toString('base64')])('%j is no key', (text) => {
-  expect(() => createSealer(text)).toThrow(SealError);
+describe('with several keys', () => {
+  const [first, second, third] = [1, 2, 3].map((n) => Buffer.alloc(32, n).toString('base64'));
+  const sealer = createSealer(`${first}, ${second}`);
+
+  test('the first seals', () => {
+    const { keyId, sealed } = sealer.seal(plain, 'c');
+    expect(keyId).toBe(sealer.keyId);
+    expect(keyId).toBe(createSealer(first).keyId);
+    expect(createSealer(first).open(sealed, keyId, 'c')).toEqual(plain);
+    expect(() => createSealer(second).open(sealed, keyId, 'c')).toThrow(SealError);
+  });
+
+  test('all open', () => {
+    for (const key of [first, second]) {
+      const { keyId, sealed } = createSealer(key).seal(plain, 'c');
+      expect(sealer.open(sealed, keyId, 'c')).toEqual(plain);
+    }
+    expect(sealer.open(plain, null, 'c')).toEqual(plain);
+  });
+
+  test('another is told by its id, beside those that are there', () => {
+    const other = createSealer(third);
+    const { keyId, sealed } = other.seal(plain, 'c');
+    const here = `${createSealer(first).keyId}, ${createSealer(second).keyId}`;
+    expect(() => sealer.open(sealed, keyId, 'c')).toThrow(
+      `sealed with another key (id ${other.keyId}; those here are ${here})`,
+    );
+  });
+
+  test('the same twice is refused', () => {
+    expect(() => createSealer(`${first},${second},${first}`)).toThrow(
+      /two of the keys are the same/,
+    );
+  });
 });
+
+test.each(['', `${key},`, 'c2hvcnQ=', Buffer.alloc(33).toString('base64')])(
+  '%j is no key',
+  (text) => {
+    expect(() => createSealer(text)).toThrow(SealError);
+  },
+);

@@ -109,7 +109,8 @@ function addDelete(app: FastifyInstance, { db, directory }: AppDependencies): vo
       schema: {
         tags,
         summary: 'Remove an API key',
-        description: 'It opens nothing any more, within a second on every replica.',
+        description:
+          'It opens nothing any more, within a second on every replica. One that ADMIN_API_KEY seeded stays in the list as expired, so that no replica seeds it again.',
         params: ApiKeyParams,
         response: { 204: Type.Null() },
       },
