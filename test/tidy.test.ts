@@ -1,9 +1,22 @@
 // The repository checks itself: conventions that neither the compiler nor the linter knows.
 import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { schemaOf, variableGroups, type VariableName } from '#runtime/config-variables.ts';
+import { deploymentVariables } from '#runtime/config-deployment.ts';
+import {
+  schemaOf,
+  variableGroups,
+  type VariableName,
+  variableNames,
+} from '#runtime/config-variables.ts';
 import packageJson from '../package.json' with { type: 'json' };
+import {
+  configurationTable,
+  type DeploymentFile,
+  fallbacksOf,
+  fixedDefaultOf,
+  readersOf,
+} from './support/configuration-table.ts';
 
 const top = join(import.meta.dirname, '..');
 const ignored = ['node_modules', 'data', '.git', 'coverage', 'results'];
@@ -14,6 +27,9 @@ function filesOf(...patterns: string[]): string[] {
 }
 
 const textOf = (file: string): string => readFileSync(join(top, file), 'utf8');
+
+const withText = (...files: string[]): DeploymentFile[] =>
+  files.map((path) => ({ path, text: textOf(path) }));
 
 const sources = filesOf('{apps,db,test}/**/*.ts');
 const generated = ['db/schema.ts'];
@@ -98,6 +114,42 @@ describe('configuration', () => {
     await expect(envExample()).toMatchFileSnapshot(join(top, '.env.example'));
   });
 
+  const files = {
+    composeFiles: withText('docker-compose.yml', 'docker-compose.prod.yml'),
+    scripts: withText(...filesOf('deploy/{swarm,certificate,release}/*')),
+  };
+
+  test('deploy/configuration.md is what the schema says (npm run check -- --update writes it)', async () => {
+    const table = configurationTable(files);
+    await expect(table).toMatchFileSnapshot(join(top, 'deploy/configuration.md'));
+  });
+
+  test('each variable is read by somebody', () => {
+    expect(variableNames.filter((name) => readersOf(name, files).length === 0)).toEqual([]);
+  });
+
+  test('what the stack takes where nothing is set is the default of the schema', () => {
+    const stack = textOf('docker-compose.prod.yml');
+    const names = Object.keys(deploymentVariables) as VariableName[];
+    const uses = names.flatMap((name) => fallbacksOf(name, stack).map((text) => [name, text]));
+    expect(uses.length).toBeGreaterThan(0);
+    const others = uses.filter(([name, text]) => {
+      const value = fixedDefaultOf(name as VariableName);
+      return value !== undefined && text !== value;
+    });
+    expect(others).toEqual([]);
+  });
+
+  test('who comes from the earlier broker finds each variable with both values', () => {
+    const guide = textOf('deploy/from-single-process.md').replaceAll(/ +/g, ' ');
+    const missing = variableNames.filter((name) => {
+      const { earlier } = schemaOf(name);
+      const row = `| \`${name}\` | ${earlier} | ${fixedDefaultOf(name)} |`;
+      return earlier !== undefined && !guide.includes(row);
+    });
+    expect(missing).toEqual([]);
+  });
+
   test('only the configuration and the composition roots read the environment', () => {
     const readers = filesOf('{apps,db}/**/*.ts').filter((file) =>
       /process\.env\b/.test(textOf(file)),
@@ -157,6 +209,33 @@ describe('package.json', () => {
   });
 });
 
+describe('documents', () => {
+  const documents = filesOf('*.md', '{deploy,db}/**/*.md');
+  const inBackticks = /`((?:apps|db|deploy|test|\.github)\/[\w./-]*\w)`/g;
+
+  test('the files that they name exist', () => {
+    const named = documents.flatMap((document) =>
+      [...textOf(document).matchAll(inBackticks)].map(([, file = '']) => [document, file] as const),
+    );
+    expect(named.length).toBeGreaterThan(50);
+    const missing = named
+      .filter(([, file]) => !file.includes('/NNNN_'))
+      .filter(([, file]) => !existsSync(join(top, file)));
+    expect(missing.map((each) => each.join(': '))).toEqual([]);
+  });
+
+  test('the files that they link to exist', () => {
+    const links = documents.flatMap((document) =>
+      [...textOf(document).matchAll(/\]\((?!https?:)([^)#]+)/g)].map(
+        ([, file = '']) => [document, join(dirname(document), file)] as const,
+      ),
+    );
+    expect(links.length).toBeGreaterThan(0);
+    const missing = links.filter(([, file]) => !existsSync(join(top, file)));
+    expect(missing.map((each) => each.join(': '))).toEqual([]);
+  });
+});
+
 describe('deployment', () => {
   const composeFiles = filesOf('docker-compose*.yml');
 
@@ -175,9 +254,10 @@ describe('deployment', () => {
     const known = Object.values(variableGroups).flatMap((group) => Object.keys(group));
     const secrets = known.filter((name) => schemaOf(name as VariableName).secret === true);
     const allowed = [...known, ...secrets.map((name) => `${name}_FILE`)];
-    // What the images of others read, and what deploy/nginx/start does.
-    const foreign = [...textOf('deploy/nginx/start').matchAll(/^: "\$\{([A-Z_]+):=/gm)].map(
-      ([, name = '']) => name,
+    // What nginx and PostgreSQL are started with.
+    const scripts = filesOf('deploy/{nginx,postgres}/*').map(textOf);
+    const foreign = scripts.flatMap((text) =>
+      [...text.matchAll(/^: "\$\{([A-Z_]+):=/gm)].map(([, name = '']) => name),
     );
     const keys = composeFiles.flatMap((file) =>
       [...textOf(file).matchAll(/^\s+([A-Z][A-Z0-9_]+):/gm)].map(([, name = '']) => name),
@@ -196,6 +276,70 @@ describe('deployment', () => {
     expect(names.filter((name) => !declared.includes(`'${name}'`))).toEqual([]);
   });
 });
+
+describe('workflows', () => {
+  const workflows = filesOf('.github/workflows/*.yml');
+  const texts = workflows.map((file) => [file, textOf(file)] as const);
+  const runs = texts.flatMap(([file, text]) =>
+    runsOf(text).map((script) => ({ file, script, shown: `${file}: ${script}` })),
+  );
+
+  test('what they run exists: npm scripts, projects of vitest, files', () => {
+    expect(runs.length).toBeGreaterThan(10);
+    const scripts = ['ci', ...Object.keys(packageJson.scripts)];
+    const projects = [...textOf('test/vitest.config.ts').matchAll(/name: '(\w+)'/g)].map(
+      ([, name]) => name,
+    );
+    const missing = runs.filter(({ script }) => {
+      const named = [...script.matchAll(/\bnpm (?:run )?([\w:]+)/g)].map(([, name]) => name!);
+      const chosen = [...script.matchAll(/--project (\w+)/g)].map(([, name]) => name);
+      const files = script.match(/(?<![\w/.$])(?:apps|db|deploy|test)\/[\w./-]+/g) ?? [];
+      return (
+        named.some((name) => !scripts.includes(name)) ||
+        chosen.some((name) => !projects.includes(name)) ||
+        files.some((file) => !existsSync(join(top, file)))
+      );
+    });
+    expect(missing.map(({ shown }) => shown)).toEqual([]);
+    const called = texts.flatMap(([, text]) => text.match(/(?<=uses: \.\/)\S+/g) ?? []);
+    expect(called.filter((file) => !existsSync(join(top, file)))).toEqual([]);
+  });
+
+  test('a step runs a few lines at most, and no expression gets into them', () => {
+    // What somebody can name, such as a branch, would be run as a command; it comes by env. More lines are a script with a test.
+    const bad = runs.filter(
+      ({ script }) => script.includes('${{') || script.split('\n').length > 3,
+    );
+    expect(bad.map(({ shown }) => shown)).toEqual([]);
+  });
+
+  test('actions are pinned to a commit, with the version beside it', () => {
+    const used = texts.flatMap(([, text]) => text.match(/(?<=uses: )[^\n]+/g) ?? []);
+    expect(used.length).toBeGreaterThan(5);
+    const loose = used.filter(
+      (each) => !/^(\.\/\S+|[\w.-]+(\/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$/.test(each),
+    );
+    expect(loose).toEqual([]);
+  });
+
+  test('each says its permissions, a time limit for each job, and a shell that notices a failure in a pipe', () => {
+    for (const [file, text] of texts) {
+      expect(text, file).toMatch(/^permissions:/m);
+      expect(text, file).toMatch(/^defaults:\n {2}run:\n {4}shell: bash$/m);
+      const jobs = text.match(/^ {4}runs-on:/gm) ?? [];
+      expect(text.match(/^ {4}timeout-minutes:/gm), file).toHaveLength(jobs.length);
+    }
+  });
+});
+
+/** The scripts of all steps, without the indentation of the file. */
+function runsOf(workflow: string): string[] {
+  const single = [...workflow.matchAll(/^ +(?:- )?run: (?!\|)(.+)$/gm)].map(
+    ([, line = '']) => line,
+  );
+  const blocks = [...workflow.matchAll(/^( +)(?:- )?run: \|\n((?:\1 +.*\n|\n)+)/gm)];
+  return [...single, ...blocks.map(([, , block = '']) => block.trim().replaceAll(/^ +/gm, ''))];
+}
 
 /** The text of `.env.example`: every variable, with its default, commented out. */
 function envExample(): string {

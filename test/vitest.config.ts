@@ -42,7 +42,10 @@ export default defineConfig({
         test: {
           name: 'deploy',
           include: ['test/deploy/**/*.test.ts'],
-          exclude: ['test/deploy/nginx*.test.ts'],
+          exclude: [
+            'test/deploy/{nginx*,postgres}.test.ts',
+            'test/deploy/{workflows,release,deploy-by-ssh}.test.ts',
+          ],
           globalSetup: [join(import.meta.dirname, 'setup/docker.ts')],
           testTimeout: 120_000,
           fileParallelism: false,
@@ -51,13 +54,38 @@ export default defineConfig({
       {
         extends: true,
         test: {
-          // the real nginx without Docker, in front of real processes
+          // the real nginx and the stack's PostgreSQL without Docker, with real processes
           name: 'nginx',
-          include: ['test/deploy/nginx*.test.ts'],
+          include: ['test/deploy/{nginx*,postgres}.test.ts', 'test/swarm/load.test.ts'],
           ...onPostgres,
           testTimeout: 120_000,
           hookTimeout: 120_000,
           // they use fixed addresses of the loopback range
+          fileParallelism: false,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          // how a release is made, with the real programs where Debian has them
+          name: 'release',
+          include: ['test/deploy/{workflows,release,deploy-by-ssh}.test.ts'],
+          testTimeout: 60_000,
+          // it imports JSON in a way that Node refuses
+          server: { deps: { inline: [/@actions\//] } },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          // Docker hosts of our own, joined to a Swarm
+          name: 'swarm',
+          include: ['test/swarm/**/*.test.ts'],
+          exclude: ['test/swarm/load.test.ts'],
+          globalSetup: [join(import.meta.dirname, 'setup/docker.ts')],
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
+          // each has three hosts
           fileParallelism: false,
         },
       },
