@@ -194,7 +194,7 @@ describe('what is refused', () => {
     ['GET', '/api/v1/api-keys'],
     ['POST', '/api/v1/api-keys'],
     ['DELETE', '/api/v1/api-keys/1'],
-    ['GET', '/api/v1/status'],
+    ['GET', '/api/status'],
     ['GET', '/api/v1/jobs/1'],
     ['PUT', '/api/v1/topics/orders'],
     ['DELETE', '/api/v1/topics/orders'],

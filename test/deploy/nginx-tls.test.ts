@@ -4,6 +4,7 @@
  * Method: the project's nginx, started by deploy/nginx/start with TLS=on, in front of one server in the API's place.
  */
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { connect as connectHttp2 } from 'node:http2';
 import { get } from 'node:https';
 import { text } from 'node:stream/consumers';
@@ -20,6 +21,8 @@ import { selfSigned } from '#test/support/self-signed.ts';
 
 const resources = new AsyncDisposableStack();
 const key = 'a-key';
+/** Of the key in RFC 7638 section 3.1. */
+const thumbprint = 'NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs';
 const events = '/api/v1/topics/orders/events';
 let binary: NginxBinary;
 let upstream: Upstream;
@@ -32,7 +35,9 @@ beforeAll(async () => {
   const dns = resources.use(await startDnsServer('tasks.api'));
   dns.set(['127.0.0.2']);
   const settings = { DNS_RESOLVER: dns.address, API_PORT: String(upstream.port) };
-  nginx = resources.use(await Nginx.start(binary, { ...settings, TLS: 'on' }));
+  nginx = resources.use(
+    await Nginx.start(binary, { ...settings, TLS: 'on', ACME_THUMBPRINT: thumbprint }),
+  );
   client = resources.use(new HttpClient(key));
 });
 
@@ -106,14 +111,21 @@ describe('TLS', () => {
       308,
       `https://127.0.0.1:${nginx.tlsPort}${events}?a=b`,
     ]);
-    await nginx.put('acme/.well-known/acme-challenge/token', 'token.thumbprint');
     const challenge = `${nginx.url}/.well-known/acme-challenge`;
-    const answer = await client.send(`${challenge}/token`);
-    expect([answer.status, answer.text]).toEqual([200, 'token.thumbprint']);
-    expect((await client.send(`${challenge}/other`)).status).toBe(404);
-    expect((await client.send(`${challenge}/token`, { body: {} })).status).toBe(403);
-    const outside = await client.send(`${challenge}/../../../fullchain.pem`);
-    expect(outside.text).not.toContain('CERTIFICATE');
+    const answer = await client.send(`${challenge}/a-token_of-43-characters`);
+    expect([answer.status, answer.text]).toEqual([200, `a-token_of-43-characters.${thumbprint}`]);
+    expect(answer.headers['content-type']).toBe('application/octet-stream');
+    expect((await client.send(`${challenge}/a-token`, { body: {} })).status).toBe(405);
+    for (const other of ['', 'two/tokens', '%3Cscript%3E', 'a.b', 'x'.repeat(129)])
+      expect((await client.send(`${challenge}/${other}`)).status, other).toBe(404);
+  });
+
+  test.skipIf(!existsSync('/proc/net/if_inet6'))('IPv6 is listened on as well', async () => {
+    const socket = await handshake({ host: '::1' });
+    expect(socket.authorized).toBe(true);
+    socket.destroy();
+    const moved = await client.send(`http://[::1]:${nginx.port}${events}`);
+    expect(moved.status).toBe(308);
   });
 
   test('a reload serves the renewed certificate', async () => {
@@ -130,6 +142,22 @@ describe('TLS', () => {
 
   test('without a certificate the start says what to do', async () => {
     const { status, output } = await checkNginx(binary, { TLS: 'on', TLS_DIR: '/nonexistent' });
-    expect([status, output]).toEqual([64, expect.stringContaining('TLS=off serves the ACME')]);
+    expect([status, output]).toEqual([64, expect.stringContaining('TLS=off answers the ACME')]);
+  });
+
+  test.each([
+    [{ ACME_THUMBPRINT: 'short' }, 'ACME_THUMBPRINT has 5 characters'],
+    [{ ACME_THUMBPRINT: `${thumbprint.slice(0, -1)};` }, 'ACME_THUMBPRINT is not valid'],
+    [{ LISTEN_ADDRESSES: '127.0.0.1/8' }, "LISTEN_ADDRESSES has '127.0.0.1/8'"],
+    [{ LISTEN_ADDRESSES: ',' }, 'LISTEN_ADDRESSES has no address'],
+  ])('%o is refused', async (settings, words) => {
+    const { status, output } = await checkNginx(binary, settings);
+    expect([status, output]).toEqual([64, expect.stringContaining(words)]);
+  });
+
+  test('without a thumbprint there is no answer to a challenge', async () => {
+    await using plain = await Nginx.start(binary, { API_PORT: String(upstream.port) });
+    const answer = await client.send(`${plain.url}/.well-known/acme-challenge/token`);
+    expect(answer.status).toBe(404);
   });
 });

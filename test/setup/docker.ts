@@ -9,7 +9,7 @@ import { promisify } from 'node:util';
 import type { TestProject } from 'vitest/node';
 
 import { findEngine, startEngine, type DockerEngine } from '#test/support/docker-engine.ts';
-import { debianMirror, makeStandIns, type BaseImages } from '#test/support/stand-in-images.ts';
+import { debianMirror, provideStandIns, type BaseImages } from '#test/support/stand-in-images.ts';
 
 const run = promisify(execFile);
 const top = join(import.meta.dirname, '../..');
@@ -23,8 +23,12 @@ export interface TestDocker {
   readonly images: BaseImages;
   /** Command line of Compose 2; empty where there is none. */
   readonly compose: readonly string[];
+  /** A folder that is there as long as the engine, for what several test files need. */
+  readonly scratch: string;
   /** Why there is no engine, in words. */
   readonly missing?: string;
+  /** Why hosts for a Swarm cannot be made here, in words. */
+  readonly missingHosts?: string;
 }
 
 declare module 'vitest' {
@@ -41,18 +45,41 @@ const images: BaseImages = {
 };
 const image = 'event-broker:test';
 const packages = 'docker.io containerd runc iptables iproute2 debootstrap'.split(' ');
+/** What a host of its own is made with. */
+const hostCommands = 'dockerd containerd iptables ip bridge nsenter setpriv unshare docker'.split(
+  ' ',
+);
+
+/** vitest loads this file once for each project that names it, in one process; they share one engine through this. */
+const shared = globalThis as {
+  eventBrokerTestDocker?: { users: number; ready: Promise<Running> };
+};
+type Running = { readonly provided: TestDocker; stop(): Promise<void> };
 
 /**
  * vitest global setup: a Docker engine (the machine's, else one of its own), base images (those of a registry, else stand-ins)
- * and the project's image. TEST_DEPLOY_CACHE names a folder that keeps the stand-ins for the next run.
+ * and the project's image, for all projects of a run. TEST_DEPLOY_CACHE names a folder that keeps the stand-ins for the next run.
  */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
-  const nothing = { host: '', enter: [], image, images, compose: [] };
+  shared.eventBrokerTestDocker ??= { users: 0, ready: prepare() };
+  const current = shared.eventBrokerTestDocker;
+  current.users += 1;
+  project.provide('docker', (await current.ready).provided);
+  return async () => {
+    current.users -= 1;
+    if (current.users > 0) return;
+    delete shared.eventBrokerTestDocker;
+    await (await current.ready).stop();
+  };
+}
+
+async function prepare(): Promise<Running> {
   const engine = await engineOrReason();
   if (typeof engine === 'string') {
     process.stdout.write(`Docker engine of the tests: none (${engine})\n`);
-    project.provide('docker', { ...nothing, missing: engine });
-    return async () => {};
+    const nothing = { host: '', enter: [], image, images, compose: [], scratch: '' };
+    const provided = { ...nothing, missing: engine, missingHosts: engine };
+    return { provided, stop: async () => {} };
   }
   process.stdout.write(`Docker engine of the tests: ${engine.description}\n`);
   const scratch = await mkdtemp(join(tmpdir(), 'event-broker-images-'));
@@ -67,8 +94,11 @@ export default async function setup(project: TestProject): Promise<() => Promise
     await step('base images', () => provideBaseImages(engine, kept));
     await step('the image', () => buildImage(engine));
     const compose = await step('Compose', () => findCompose(kept));
-    project.provide('docker', { host: engine.host, enter: engine.enter, image, images, compose });
-    return cleanUp;
+    const { host, enter } = engine;
+    const reason = await whyNoHosts();
+    const missing = reason === undefined ? {} : { missingHosts: reason };
+    const provided = { host, enter, image, images, compose, scratch, ...missing };
+    return { provided, stop: cleanUp };
   } catch (error) {
     await cleanUp();
     throw error;
@@ -87,9 +117,15 @@ async function engineOrReason(): Promise<DockerEngine | string> {
   if (found !== undefined) return found;
   if (process.getuid?.() !== 0) return 'no engine answers, and only root can start one';
   if (!existsSync('/usr/bin/apt-get')) return 'no engine answers, and only Debian’s is installed';
-  const needed = ['dockerd', 'containerd', 'iptables', 'ip', 'debootstrap', 'docker'];
-  if (!(await hasAll(needed))) await installEngine();
+  if (!(await hasAll([...hostCommands, 'debootstrap']))) await installEngine();
   return startEngine();
+}
+
+/** Where the machine's own engine answers, nothing is installed beside it. */
+async function whyNoHosts(): Promise<string | undefined> {
+  if (process.getuid?.() !== 0) return 'only root can make hosts';
+  if (!(await hasAll(hostCommands))) return `not all there: ${hostCommands.join(', ')}`;
+  return undefined;
 }
 
 async function hasAll(commands: readonly string[]): Promise<boolean> {
@@ -129,7 +165,7 @@ async function provideBaseImages(engine: DockerEngine, dir: string): Promise<voi
       }).catch(() => undefined));
     if (pulled !== undefined) continue;
     process.stdout.write(`${name} cannot be had: stand-ins made of Debian's packages\n`);
-    await makeStandIns(docker, dir, images);
+    await provideStandIns(docker, dir, images);
     return;
   }
 }

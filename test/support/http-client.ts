@@ -1,4 +1,5 @@
 import { Agent, request, type IncomingHttpHeaders } from 'node:http';
+import { Agent as TlsAgent, request as tlsRequest } from 'node:https';
 
 /** One complete answer. */
 export interface Answer {
@@ -15,8 +16,8 @@ export class NoAnswer extends Error {
   /** False when it is certain that the request never left. */
   readonly wasSent: boolean;
 
-  constructor(message: string, wasSent: boolean) {
-    super(message);
+  constructor(message: string, wasSent: boolean, options?: ErrorOptions) {
+    super(message, options);
     this.wasSent = wasSent;
   }
 }
@@ -28,18 +29,36 @@ export interface RequestOptions {
   readonly headers?: Readonly<Record<string, string>>;
   /** For the whole answer (10,000). */
   readonly timeoutMs?: number;
+  /** For a new connection (the same as for the whole answer). */
+  readonly connectTimeoutMs?: number;
   /** Lets the client go away. */
   readonly signal?: AbortSignal;
+}
+
+/** How a client knows a server over TLS. */
+export interface Trust {
+  /** Certificate of the authority, as PEM. */
+  readonly ca: string;
+  /** What the server's certificate must be for, whatever address is asked. */
+  readonly servername: string;
+}
+
+export interface ClientOptions {
+  readonly maxSockets?: number;
+  readonly trust?: Trust;
 }
 
 /** A client with connections that are kept; as a library in a test's hand it says exactly what is known of an outcome. */
 export class HttpClient implements Disposable {
   readonly #key: string;
   readonly #agent: Agent;
+  readonly #tlsAgent: TlsAgent;
 
-  constructor(key: string, maxSockets = Infinity) {
+  constructor(key: string, { maxSockets = Infinity, trust }: ClientOptions = {}) {
     this.#key = key;
-    this.#agent = new Agent({ keepAlive: true, maxSockets, maxFreeSockets: 256 });
+    const kept = { keepAlive: true, maxSockets, maxFreeSockets: 256 };
+    this.#agent = new Agent(kept);
+    this.#tlsAgent = new TlsAgent({ ...kept, ...trust });
   }
 
   /** Rejects with `NoAnswer` only; any status is an answer. */
@@ -51,13 +70,15 @@ export class HttpClient implements Disposable {
       let wasSent = false;
       const fail = (error: Error): void => {
         clearTimeout(timer);
-        reject(new NoAnswer(error.message, wasSent));
+        clearTimeout(connectTimer);
+        reject(new NoAnswer(error.message, wasSent, { cause: error }));
       };
-      const asked = request(
+      const isTls = url.startsWith('https:');
+      const asked = (isTls ? tlsRequest : request)(
         url,
         {
           method,
-          agent: this.#agent,
+          agent: isTls ? this.#tlsAgent : this.#agent,
           ...(signal && { signal }),
           headers: {
             authorization: `Bearer ${this.#key}`,
@@ -81,9 +102,18 @@ export class HttpClient implements Disposable {
         },
       );
       const timer = setTimeout(() => asked.destroy(new Error('timed out')), timeoutMs);
+      let connectTimer: NodeJS.Timeout | undefined;
+      const sent = (): void => {
+        wasSent = true;
+        clearTimeout(connectTimer);
+      };
       asked.on('socket', (socket) => {
-        if (!socket.connecting) wasSent = true;
-        else socket.once('connect', () => (wasSent = true));
+        if (!socket.connecting) return sent();
+        socket.once(isTls ? 'secureConnect' : 'connect', sent);
+        const { connectTimeoutMs } = options;
+        if (connectTimeoutMs === undefined) return;
+        const giveUp = () => asked.destroy(new Error('no connection in time'));
+        connectTimer = setTimeout(giveUp, connectTimeoutMs);
       });
       asked.on('error', fail);
       asked.end(text);
@@ -101,6 +131,7 @@ export class HttpClient implements Disposable {
 
   [Symbol.dispose](): void {
     this.#agent.destroy();
+    this.#tlsAgent.destroy();
   }
 }
 

@@ -1,6 +1,5 @@
 import type pg from 'pg';
 
-import type { Cluster } from './cluster.ts';
 import { query } from './database.ts';
 import { eventually } from './eventually.ts';
 import { HttpClient } from './http-client.ts';
@@ -10,9 +9,29 @@ import { Load, type LoadOptions } from './ledger-load.ts';
 import { Ledger, type LeaseEnd, type Push, type PushOutcome } from './ledger.ts';
 import { type PushEndpoint, PushReceiver, type PushRequest } from './push-receiver.ts';
 
+/** What a scenario needs to know of the processes that it is played on: a Cluster, or something that is reached from outside. */
+export interface Broker {
+  /** Of the APIs. */
+  readonly urls: readonly string[];
+  readonly adminKey: string;
+  /** Throws when a process has ended that nobody had told to. */
+  assertAlive(): void;
+}
+
+/** Runs one statement on the broker's database, past any proxy, and returns the rows. */
+export type Sql = <Row extends pg.QueryResultRow>(
+  text: string,
+  parameters?: readonly unknown[],
+) => Promise<Row[]>;
+
 export interface ScenarioOptions {
-  /** Past any proxy. */
-  readonly databaseUrl: string;
+  /** How the database is asked, or where it can be. */
+  readonly sql?: Sql;
+  readonly databaseUrl?: string;
+  /** Of the publishers and consumers (one with the admin key). */
+  readonly http?: HttpClient;
+  /** Where the receiver of pushes listens (127.0.0.1). */
+  readonly receiverAddress?: string;
   readonly maxAttempts?: number;
   readonly topic?: string;
   /** Of type pull (billing and audit). */
@@ -33,25 +52,26 @@ export class Scenario implements Disposable {
   readonly pushSubscriptions: readonly string[];
   readonly #receiver: PushReceiver;
   readonly #endpoints = new Map<string, PushEndpoint>();
-  readonly #cluster: Cluster;
-  readonly #databaseUrl: string;
+  readonly #cluster: Broker;
+  readonly sql: Sql;
   readonly #maxAttempts: number;
 
-  private constructor(cluster: Cluster, receiver: PushReceiver, options: ScenarioOptions) {
+  private constructor(cluster: Broker, receiver: PushReceiver, options: ScenarioOptions) {
     this.#cluster = cluster;
     this.#receiver = receiver;
-    this.#databaseUrl = options.databaseUrl;
+    this.sql = sqlOf(options);
     this.#maxAttempts = options.maxAttempts ?? 10;
     this.topic = options.topic ?? 'orders';
     this.subscriptions = options.subscriptions ?? ['billing', 'audit'];
     this.pushSubscriptions = options.pushSubscriptions ?? [];
-    this.http = new HttpClient(cluster.adminKey);
+    this.http = options.http ?? new HttpClient(cluster.adminKey);
     this.client = new LedgerClient(this.ledger, this.http);
   }
 
   /** Makes the topic and the subscriptions. */
-  static async open(cluster: Cluster, options: ScenarioOptions): Promise<Scenario> {
-    const scenario = new Scenario(cluster, await PushReceiver.start(), options);
+  static async open(cluster: Broker, options: ScenarioOptions): Promise<Scenario> {
+    const receiver = await PushReceiver.start(options.receiverAddress);
+    const scenario = new Scenario(cluster, receiver, options);
     const { http, topic, subscriptions, pushSubscriptions } = scenario;
     const [url = ''] = cluster.urls;
     await http.call(topicUrl(url, topic), { method: 'PUT', body: { max_backlog: 1_000_000 } });
@@ -91,10 +111,13 @@ export class Scenario implements Disposable {
   }
 
   /** Ends the load when nothing is on its way any more. */
-  async drain(load: Load, timeoutMs = 60_000): Promise<void> {
+  async drain(load: Pick<Load, 'stopPublishing' | 'stop'>, timeoutMs = 60_000): Promise<void> {
     await load.stopPublishing();
     const look = async (): Promise<void> => {
-      const [row] = await this.sql<{ left: string }>('select count(*) as left from broker.queue');
+      const [row] = await this.sql<{ left: string }>(
+        `select count(*)::text as left from broker.queue q join broker.topic t on t.id = q.topic_id where t.name = $1`,
+        [this.topic],
+      );
       if (row?.left !== '0') throw new Error(`${row?.left} entries are left`);
     };
     await eventually(look, { timeoutMs, intervalMs: 100, what: 'an empty queue' });
@@ -116,7 +139,10 @@ export class Scenario implements Disposable {
         where s.name = any ($1)`,
       [this.pushSubscriptions],
     );
-    const stored = await this.sql<{ id: string }>('select id::text from broker.event');
+    const stored = await this.sql<{ id: string }>(
+      `select e.id::text from broker.event e join broker.topic t on t.id = e.topic_id where t.name = $1`,
+      [this.topic],
+    );
     const deadBySubscription = Map.groupBy(dead, ({ name }) => name);
     return checkLedger(this.ledger, {
       subscriptions: this.subscriptions,
@@ -128,13 +154,6 @@ export class Scenario implements Disposable {
       ),
       stored: stored.map(({ id }) => id),
     });
-  }
-
-  async sql<Row extends pg.QueryResultRow>(
-    text: string,
-    parameters: readonly unknown[] = [],
-  ): Promise<Row[]> {
-    return query<Row>(this.#databaseUrl, text, parameters);
   }
 
   [Symbol.dispose](): void {
@@ -177,6 +196,12 @@ export class Scenario implements Disposable {
     });
     endpoint.secret = made.push.secret;
   }
+}
+
+function sqlOf({ sql, databaseUrl }: ScenarioOptions): Sql {
+  if (sql !== undefined) return sql;
+  if (databaseUrl === undefined) throw new Error('a scenario needs sql or a databaseUrl');
+  return async (text, parameters) => query(databaseUrl, text, parameters);
 }
 
 function outcomeOf({ state, status = 0 }: PushRequest): PushOutcome {

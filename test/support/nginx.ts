@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -32,6 +32,8 @@ export type NginxSettings = Readonly<Record<string, string>>;
 /** The project's nginx, started by the project's own script. Disposing ends it. */
 export class Nginx implements AsyncDisposable {
   readonly dir: string;
+  /** The first of LISTEN_ADDRESSES, else 127.0.0.1. */
+  readonly host: string;
   readonly port: number;
   readonly tlsPort: number;
   readonly cert: string;
@@ -42,6 +44,7 @@ export class Nginx implements AsyncDisposable {
 
   private constructor(child: ChildProcess, made: Made) {
     this.dir = made.dir;
+    this.host = made.host;
     this.port = made.port;
     this.tlsPort = made.tlsPort;
     this.cert = made.cert;
@@ -77,7 +80,7 @@ export class Nginx implements AsyncDisposable {
   }
 
   get url(): string {
-    return `http://127.0.0.1:${this.port}`;
+    return `http://${this.host}:${this.port}`;
   }
 
   get tlsUrl(): string {
@@ -123,7 +126,7 @@ export class Nginx implements AsyncDisposable {
     return readFile(join(this.dir, 'access.log'), 'utf8');
   }
 
-  /** Puts a file where nginx looks for one: a certificate, an answer to an ACME challenge. */
+  /** Puts a file where nginx looks for its certificate. */
   async put(name: string, text: string): Promise<void> {
     await writeFile(join(this.dir, name), text);
   }
@@ -131,7 +134,7 @@ export class Nginx implements AsyncDisposable {
   async #listening(): Promise<void> {
     const look = async (): Promise<void> => {
       if (this.#child.exitCode !== null) return;
-      const socket = connect(this.port, '127.0.0.1');
+      const socket = connect(this.port, this.host);
       await once(socket, 'connect');
       socket.destroy();
     };
@@ -164,6 +167,7 @@ export async function checkNginx(binary: NginxBinary, settings: NginxSettings): 
 
 interface Made {
   readonly dir: string;
+  readonly host: string;
   readonly port: number;
   readonly tlsPort: number;
   readonly cert: string;
@@ -174,7 +178,6 @@ async function make(binary: NginxBinary, settings: NginxSettings): Promise<Made>
   const dir = await mkdtemp(join(tmpdir(), 'broker-nginx-run-'));
   // workers of a root's nginx are somebody else
   await chmod(dir, 0o755);
-  await mkdir(join(dir, 'acme/.well-known/acme-challenge'), { recursive: true });
   const { key, cert } = selfSigned();
   await writeFile(join(dir, 'fullchain.pem'), cert);
   await writeFile(join(dir, 'privkey.pem'), key);
@@ -186,7 +189,6 @@ async function make(binary: NginxBinary, settings: NginxSettings): Promise<Made>
     CONF_DIR: confDir,
     RUN_DIR: join(dir, 'run'),
     TLS_DIR: dir,
-    ACME_DIR: join(dir, 'acme'),
     ACCESS_LOG: join(dir, 'access.log'),
     TLS: 'off',
     HTTP_PORT: String(port),
@@ -194,5 +196,6 @@ async function make(binary: NginxBinary, settings: NginxSettings): Promise<Made>
     HTTPS_PORT_PUBLISHED: String(tlsPort),
     ...settings,
   };
-  return { dir, port, tlsPort, cert, env };
+  const { LISTEN_ADDRESSES: host = '127.0.0.1', HTTP_PORT } = settings;
+  return { dir, host: host.split(',')[0]!, port: Number(HTTP_PORT ?? port), tlsPort, cert, env };
 }

@@ -154,7 +154,7 @@ export class PushEndpoint {
   }
 }
 
-/** A server for push on a port of 127.0.0.1, with any number of endpoints that record, and misbehave on command. */
+/** A server for push on a port of an address of this machine, with any number of endpoints that record, and misbehave on command. */
 export class PushReceiver implements Disposable {
   readonly #server: Server;
   readonly #endpoints = new Map<string, PushEndpoint>();
@@ -169,15 +169,16 @@ export class PushReceiver implements Disposable {
     });
   }
 
-  static async start(): Promise<PushReceiver> {
+  static async start(address = '127.0.0.1'): Promise<PushReceiver> {
     const receiver = new PushReceiver();
-    receiver.#server.listen(0, '127.0.0.1');
+    receiver.#server.listen(0, address);
     await once(receiver.#server, 'listening');
     return receiver;
   }
 
   get url(): string {
-    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    const { address, port } = this.#server.address() as AddressInfo;
+    return `http://${address}:${port}`;
   }
 
   /** Makes an endpoint of a path, as `/hook`. */

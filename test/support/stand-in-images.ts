@@ -1,7 +1,8 @@
 import { execFile, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { copyFile, cp, mkdir, readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { copyFile, cp, mkdir, readFile, rename, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 
 const run = promisify(execFile);
@@ -51,8 +52,31 @@ async function importImage(docker: readonly string[], dir: string, name: string)
   if (code !== 0) throw new Error(`docker import ${name} ended with ${code}`);
 }
 
-/** Makes all four in `dir` (what is there already is used again). `docker`: command line of the client. */
-export async function makeStandIns(
+/** Puts all four into an engine; what `dir` has of an earlier run is used again. `docker`: command line of the client. */
+export async function provideStandIns(
+  docker: readonly string[],
+  dir: string,
+  images: BaseImages,
+): Promise<void> {
+  const archive = join(dir, `stand-ins-${await fingerprint()}.tar`);
+  const [command = '', ...args] = docker;
+  if (existsSync(archive)) {
+    await run(command, [...args, 'load', '--quiet', '--input', archive]);
+    return;
+  }
+  await makeStandIns(docker, dir, images);
+  await run(command, [...args, 'save', '--output', `${archive}.part`, ...Object.values(images)]);
+  await rename(`${archive}.part`, archive);
+}
+
+/** Changes with how they are made and with what of this machine goes in. */
+async function fingerprint(): Promise<string> {
+  const { stdout: registry } = await run('npm', ['config', 'get', 'registry']);
+  const hash = createHash('sha256').update(await readFile(import.meta.filename));
+  return hash.update(`${process.version} ${registry}`).digest('hex').slice(0, 16);
+}
+
+async function makeStandIns(
   docker: readonly string[],
   dir: string,
   images: BaseImages,
@@ -68,8 +92,9 @@ export async function makeStandIns(
   const node = join(dir, 'node');
   await mkdir(node, { recursive: true });
   await copyFile(process.execPath, join(node, 'node'));
-  const { stdout: root } = await run('npm', ['root', '--global']);
-  await cp(join(root.trim(), 'npm'), join(node, 'npm'), { recursive: true });
+  // npm says where its packages are by the node that runs it, which may be the one of the dependencies
+  const { stdout: command } = await run('sh', ['-c', 'readlink -f "$(command -v npm)"']);
+  await cp(dirname(dirname(command.trim())), join(node, 'npm'), { recursive: true });
   const { stdout: registry } = await run('npm', ['config', 'get', 'registry']);
   // The stand-in trusts what this machine trusts.
   await copyFile('/etc/ssl/certs/ca-certificates.crt', join(node, 'ca.crt'));

@@ -1,0 +1,247 @@
+# What the commands of this folder share: settings, checks, the rendered stack, waiting. Sourced by them, never run.
+# shellcheck shell=bash
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+STACK=${STACK:-broker}
+ENV_FILE=${ENV_FILE:-$top/.env.prod}
+WAIT_SECONDS=${WAIT_SECONDS:-600}
+# `never` for hosts that reach no registry and have the images already
+RESOLVE_IMAGE=${RESOLVE_IMAGE:-always}
+secrets=(database_url_owner database_url_api database_url_worker database_url_monitor
+  postgres_ca postgres_cert postgres_key admin_api_key secret_encryption_key tls_fullchain tls_privkey)
+
+say() { printf '%s\n' "$*"; }
+fail() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
+
+# The words at the top of the calling script are its help.
+usage() {
+  sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$0"
+  exit "${1:-0}"
+}
+
+# Exports what ENV_FILE sets, as Compose and the containers read it; what the shell has already wins.
+read_settings() {
+  [[ -r $ENV_FILE ]] || fail "cannot read $ENV_FILE: make it with 'cp .env.example .env.prod' and set BROKER_IMAGE in it"
+  [[ $STACK =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || fail "STACK is not a name: '$STACK'"
+  ENV_FILE=$(realpath "$ENV_FILE")
+  local line name value
+  while IFS= read -r line || [[ -n $line ]]; do
+    [[ $line =~ ^[[:space:]]*(#|$) ]] && continue
+    [[ $line =~ ^([A-Za-z_][A-Za-z0-9_]*)=(.*)$ ]] || fail "$ENV_FILE has a line that is not NAME=value: $line"
+    name=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
+    case $name in
+    DATABASE_URL | DATABASE_DIRECT_URL | ADMIN_API_KEY | SECRET_ENCRYPTION_KEY)
+      fail "$name is a secret: it belongs into a file of SECRETS_DIR, not into $ENV_FILE, where every container would show it"
+      ;;
+    esac
+    [[ -v $name ]] || export "$name=$value"
+  done <"$ENV_FILE"
+  [[ -n ${BROKER_IMAGE:-} ]] || fail "BROKER_IMAGE is not set: put it into $ENV_FILE"
+  SECRETS_DIR=${SECRETS_DIR:-./secrets}
+  [[ $SECRETS_DIR == /* ]] || SECRETS_DIR=$top/${SECRETS_DIR#./}
+  export STACK ENV_FILE SECRETS_DIR
+}
+
+need_manager() {
+  command -v docker >/dev/null || fail 'there is no docker command here'
+  local control
+  control=$(docker info --format '{{.Swarm.ControlAvailable}}' 2>/dev/null) ||
+    fail 'no Docker engine answers (is it running, and may you use it?)'
+  [[ $control == true ]] || fail "this host is no manager of a Swarm: run it on one, or 'docker swarm init' first"
+}
+
+# The names of secrets and configs of a stack carry a hash of the content: objects of Swarm cannot change.
+hash_contents() {
+  local name
+  for name in "${secrets[@]}"; do
+    [[ -s $SECRETS_DIR/$name ]] || fail "the secret $SECRETS_DIR/$name is missing or empty: deploy/swarm/make-secrets makes what is missing"
+    export "HASH_${name^^}=$(sha256sum <"$SECRETS_DIR/$name" | cut -c1-10)"
+  done
+  HASH_NGINX=$(cd "$top/deploy/nginx" && cat start ./*.conf | sha256sum | cut -c1-10)
+  HASH_POSTGRES=$(cd "$top/deploy/postgres" && cat start settings | sha256sum | cut -c1-10)
+  HASH_ROLES=$(cd "$top/deploy/postgres" && cat roles roles.sql | sha256sum | cut -c1-10)
+  export HASH_NGINX HASH_POSTGRES HASH_ROLES
+}
+
+# render FILE [SERVICE…]: the stack with all settings in place, of the named services alone when there are any.
+render() {
+  local file=$1
+  shift
+  docker stack config --compose-file "$top/docker-compose.prod.yml" >"$file.all" || fail 'docker-compose.prod.yml cannot be rendered (see above)'
+  # What is read again is interpolated again.
+  awk -v wanted=" $* " '
+    /^[a-z]/ { top = $1; keep = 1 }
+    top == "services:" && /^  [a-z]/ { name = $1; sub(":", "", name); keep = wanted == "  " || index(wanted, " " name " ") }
+    keep { gsub(/\$/, "$$"); print }' "$file.all" >"$file"
+  rm "$file.all"
+}
+
+# apply FILE [OPTION…]
+apply() {
+  local file=$1
+  shift
+  docker stack deploy --detach=true --with-registry-auth --resolve-image "$RESOLVE_IMAGE" "$@" --compose-file "$file" "$STACK" |
+    sed 's/^/  /'
+}
+
+service_exists() { docker service inspect "${STACK}_$1" >/dev/null 2>&1; }
+# spec SERVICE TEMPLATE
+spec() { docker service inspect --format "$2" "${STACK}_$1" 2>/dev/null; }
+update_state() { spec "$1" '{{with .UpdateStatus}}{{.State}} {{.StartedAt}}{{end}}' || true; }
+
+# counts SERVICE: running and wanted replicas, as "3/3"
+counts() { docker service ls --filter "name=${STACK}_$1" --format '{{.Name}} {{.Replicas}}' | awk -v n="${STACK}_$1" '$1 == n {print $2}'; }
+
+# tasks SERVICE: node, wanted state, state and error of each task, newest first
+tasks() { docker service ps --no-trunc --format '{{.Node}}|{{.DesiredState}}|{{.CurrentState}}|{{.Error}}' "${STACK}_$1" 2>/dev/null; }
+
+# Prints what the last tasks of a service died of, and its last lines.
+explain() {
+  tasks "$1" | awk -F'|' '$4 != "" && !seen[$4]++ {print "  " $1 ": " $4}' | head -5
+  timeout 10 docker service logs --raw --tail 15 "${STACK}_$1" 2>&1 | sed 's/^/  | /' || true
+}
+
+# wait_for SINCE SERVICE…: until every service runs what it should; fails when Swarm went back to the version before.
+# SINCE: a time of before the change (RFC 3339), so that an older update is not taken for this one.
+wait_for() {
+  local since=$1 end=$((SECONDS + WAIT_SECONDS)) last='' line name state startedAt count pending bad
+  shift
+  while :; do
+    line='' pending='' bad=''
+    for name in "$@"; do
+      count=$(counts "$name")
+      read -r state startedAt <<<"$(update_state "$name")"
+      [[ ${startedAt%%.*} < ${since%%.*} ]] && state=''
+      line+="  $name ${count:-0/?}${state:+ $state}"
+      case $state in
+      updating | rollback_started) pending=1 ;;
+      rollback_completed | paused | rollback_paused) bad+=" $name" ;;
+      esac
+      [[ -n $count && ${count%/*} == "${count#*/}" ]] || pending=1
+      # An update is judged by Swarm; what starts for the first time is judged here.
+      if [[ -z $state && ${count%/*} == 0 && $(failures "$name" "$since") -ge 4 ]]; then
+        explain "$name"
+        fail "$name does not start (see above); Swarm goes on trying"
+      fi
+    done
+    [[ $line == "$last" ]] || say "$line"
+    last=$line
+    [[ -n $pending ]] || break
+    ((SECONDS < end)) || {
+      for name in "$@"; do explain "$name"; done
+      fail "not there after $WAIT_SECONDS s; 'docker service ps ${STACK}_SERVICE' shows the tasks"
+    }
+    sleep 1
+  done
+  [[ -z $bad ]] || {
+    for name in $bad; do explain "$name"; done
+    fail "the new version did not hold; Swarm went back to the one before:$bad"
+  }
+}
+
+# failures SERVICE SINCE: how many of its tasks that were made since then have failed
+failures() {
+  docker service ps --quiet --no-trunc "${STACK}_$1" | xargs -r docker inspect --type task --format '{{.CreatedAt.Format "2006-01-02T15:04:05"}} {{.Status.State}}' 2>/dev/null |
+    awk -v since="${2%%.*}" '$1 >= since && ($2 == "failed" || $2 == "rejected")' | wc -l
+}
+
+now() { date -u +%Y-%m-%dT%H:%M:%S; }
+
+job_iteration() { spec "$1" '{{.JobStatus.JobIteration.Index}}' || true; }
+
+# run_job WORKDIR SERVICE: a one-shot of the stack, with the image and the settings as they are now, to its end; 1 when it fails.
+run_job() {
+  local file=$1/$2.yml name=$2 before iteration state end=$((SECONDS + WAIT_SECONDS))
+  before=$(job_iteration "$name")
+  render "$file" "$name"
+  # a setting for this run alone, as "NAME: value"
+  [[ -z ${JOB_ENVIRONMENT:-} ]] || sed -i "s|^    environment:|&\n      $JOB_ENVIRONMENT|" "$file"
+  apply "$file"
+  iteration=$(job_iteration "$name")
+  if [[ -n $before && $before == "$iteration" ]]; then
+    # Nothing in it changed, so Swarm did not run it again.
+    docker service update --detach --force "${STACK}_$name" >/dev/null
+    iteration=$(job_iteration "$name")
+  fi
+  while :; do
+    state=$(docker service ps --quiet --no-trunc "${STACK}_$name" |
+      xargs -r docker inspect --type task --format '{{.JobIteration.Index}} {{.Status.State}}' | awk -v n="$iteration" '$1 == n {print $2}')
+    case $state in
+    complete) break ;;
+    failed | rejected | orphaned)
+      explain "$name"
+      return 1
+      ;;
+    esac
+    ((SECONDS < end)) || {
+      explain "$name"
+      say "$name has not ended after $WAIT_SECONDS s (${state:-no task yet})"
+      return 1
+    }
+    sleep 1
+  done
+  timeout 10 docker service logs --raw --tail 20 "${STACK}_$name" 2>&1 | sed 's/^{.*"msg":"\([^"]*\)".*/\1/; /^stopp/d; s/^/  /' | tail -12
+}
+
+# The login roles of the database, as the secrets name them.
+run_roles() {
+  [[ ${POSTGRES_REPLICAS:-1} == 1 ]] || return 0
+  say 'Roles of the database'
+  run_job "$1" roles
+}
+
+# Migrates, and checks the connections of all replicas against the database.
+run_migrate() {
+  say 'Migrating'
+  run_job "$1" migrate
+}
+
+# How many running tasks of SERVICE each ready host has, fewest first; hosts that have none are counted.
+spread() {
+  {
+    docker node ls --format '{{.Hostname}} {{.Status}} {{.Availability}}' | awk '$2 == "Ready" && $3 == "Active" {print $1, 0}'
+    tasks "$1" | awk -F'|' '$2 == "Running" && $3 ~ /^Running/ {print $1, 1}'
+  } | awk '{n[$1] += $2} END {for (host in n) print n[host], host}' | sort -n
+}
+
+# Replicas that start before the old ones end are placed while those still count, so that updates pile them up on some hosts.
+# More of them fill the emptiest hosts, and what is too many goes from the fullest.
+even_out() {
+  local name=$1 counts_now least most replicas
+  for _ in 1 2 3; do
+    counts_now=$(spread "$name")
+    least=$(head -1 <<<"$counts_now" | cut -d' ' -f1)
+    most=$(tail -1 <<<"$counts_now" | cut -d' ' -f1)
+    ((most - least > 1)) || return 0
+    replicas=$(spec "$name" '{{.Spec.Mode.Replicated.Replicas}}')
+    say "Spreading $name again: $(tr '\n' ',' <<<"$counts_now" | sed 's/,$//; s/,/, /g')"
+    docker service scale --detach "${STACK}_$name=$((replicas + most - least - 1))" >/dev/null
+    wait_for "$(now)" "$name"
+    docker service scale --detach "${STACK}_$name=$replicas" >/dev/null
+    wait_for "$(now)" "$name"
+  done
+}
+
+# Removes secrets and configs of the stack that neither a service nor its version before uses.
+remove_unused() {
+  local kind used name
+  used=$(docker stack services --quiet "$STACK" | xargs docker service inspect --format '
+{{range .Spec.TaskTemplate.ContainerSpec.Secrets}}{{println .SecretName}}{{end}}{{range .Spec.TaskTemplate.ContainerSpec.Configs}}{{println .ConfigName}}{{end}}
+{{with .PreviousSpec}}{{range .TaskTemplate.ContainerSpec.Secrets}}{{println .SecretName}}{{end}}{{range .TaskTemplate.ContainerSpec.Configs}}{{println .ConfigName}}{{end}}{{end}}')
+  for kind in secret config; do
+    for name in $(docker "$kind" ls --filter "label=com.docker.stack.namespace=$STACK" --format '{{.Name}}'); do
+      grep -qxF "$name" <<<"$used" || docker "$kind" rm "$name" >/dev/null 2>&1 || true
+    done
+  done
+}
+
+confirm() { # QUESTION
+  [[ ${yes:-} != 1 ]] || return 0
+  [[ -t 0 ]] || fail 'not asked, because there is no terminal: say --yes'
+  local answer
+  read -r -p "$1 [y/N] " answer
+  [[ $answer == [yY]* ]] || fail 'stopped; nothing was changed'
+}
