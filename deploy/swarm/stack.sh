@@ -45,6 +45,11 @@ read_settings() {
   export STACK ENV_FILE SECRETS_DIR
 }
 
+no_blue_green() {
+  ! docker service inspect "${STACK}-green_api-green" >/dev/null 2>&1 ||
+    fail "a blue-green deployment is under way: 'deploy/swarm/blue-green finish' or 'stop' first"
+}
+
 need_manager() {
   command -v docker >/dev/null || fail 'there is no docker command here'
   local control
@@ -68,8 +73,13 @@ hash_contents() {
 
 # render FILE [SERVICE…]: the stack with all settings in place, of the named services alone when there are any.
 render() {
-  local file=$1
+  local file=$1 running
   shift
+  # what rollback goes back to
+  running=$(image_of api || true)
+  IMAGE_BEFORE=$running
+  [[ $running != "$BROKER_IMAGE" && ${running%@*} != "$BROKER_IMAGE" ]] || IMAGE_BEFORE=$(image_before)
+  export IMAGE_BEFORE
   docker stack config --compose-file "$top/docker-compose.prod.yml" >"$file.all" || fail 'docker-compose.prod.yml cannot be rendered (see above)'
   # What is read again is interpolated again.
   awk -v wanted=" $* " '
@@ -77,6 +87,23 @@ render() {
     top == "services:" && /^  [a-z]/ { name = $1; sub(":", "", name); keep = wanted == "  " || index(wanted, " " name " ") }
     keep { gsub(/\$/, "$$"); print }' "$file.all" >"$file"
   rm "$file.all"
+}
+
+image_before() { spec api '{{with index .Spec.Labels "broker.image.before"}}{{.}}{{end}}' || true; }
+
+# For what must not bring another version on its way: the image is the one that runs, whatever .env.prod says.
+keep_image() {
+  service_exists api || fail "there is no stack '$STACK': deploy first"
+  BROKER_IMAGE=$(image_of api)
+  export BROKER_IMAGE
+}
+
+# write_setting NAME VALUE: into ENV_FILE, in place, so that the file keeps its owner and mode
+write_setting() {
+  local text
+  text=$(NAME=$1 VALUE=$2 awk 'index($0, ENVIRON["NAME"] "=") == 1 { if (!done++) print ENVIRON["NAME"] "=" ENVIRON["VALUE"]; next } { print }
+    END { if (!done) print ENVIRON["NAME"] "=" ENVIRON["VALUE"] }' "$ENV_FILE")
+  printf '%s\n' "$text" >"$ENV_FILE"
 }
 
 # apply FILE [OPTION…]
@@ -90,7 +117,19 @@ apply() {
 service_exists() { docker service inspect "${STACK}_$1" >/dev/null 2>&1; }
 # spec SERVICE TEMPLATE
 spec() { docker service inspect --format "$2" "${STACK}_$1" 2>/dev/null; }
-update_state() { spec "$1" '{{with .UpdateStatus}}{{.State}} {{.StartedAt}}{{end}}' || true; }
+update_state() { spec "$1" '{{with .UpdateStatus}}{{.State}} {{.StartedAt.Format "2006-01-02T15:04:05"}}{{end}}' || true; }
+image_of() { spec "$1" '{{.Spec.TaskTemplate.ContainerSpec.Image}}'; }
+
+# outdated SERVICE: how many of its running tasks are not what it says now. Swarm has no state of an update in the first
+# moment, so that it cannot be told from one that is over by its state alone.
+outdated() {
+  local wanted
+  # empty in the service, and not there in its tasks
+  wanted=$(spec "$1" '{{json .Spec.TaskTemplate.ContainerSpec}}{{.Spec.TaskTemplate.ForceUpdate}}' | sed 's/"DNSConfig":{},//')
+  docker service ps --quiet --no-trunc --filter desired-state=running "${STACK}_$1" |
+    xargs -r docker inspect --type task --format '{{json .Spec.ContainerSpec}}{{.Spec.ForceUpdate}}' 2>/dev/null |
+    grep -cvxF -- "$wanted" || true
+}
 
 # counts SERVICE: running and wanted replicas, as "3/3"
 counts() { docker service ls --filter "name=${STACK}_$1" --format '{{.Name}} {{.Replicas}}' | awk -v n="${STACK}_$1" '$1 == n {print $2}'; }
@@ -105,7 +144,7 @@ explain() {
 }
 
 # wait_for SINCE SERVICE…: until every service runs what it should; fails when Swarm went back to the version before.
-# SINCE: a time of before the change (RFC 3339), so that an older update is not taken for this one.
+# SINCE: `now` of before the change, so that an older update is not taken for this one.
 wait_for() {
   local since=$1 end=$((SECONDS + WAIT_SECONDS)) last='' line name state startedAt count pending bad
   shift
@@ -114,13 +153,13 @@ wait_for() {
     for name in "$@"; do
       count=$(counts "$name")
       read -r state startedAt <<<"$(update_state "$name")"
-      [[ ${startedAt%%.*} < ${since%%.*} ]] && state=''
+      [[ $startedAt < $since ]] && state=''
       line+="  $name ${count:-0/?}${state:+ $state}"
       case $state in
       updating | rollback_started) pending=1 ;;
       rollback_completed | paused | rollback_paused) bad+=" $name" ;;
       esac
-      [[ -n $count && ${count%/*} == "${count#*/}" ]] || pending=1
+      [[ -n $count && ${count%/*} == "${count#*/}" && $(outdated "$name") == 0 ]] || pending=1
       # An update is judged by Swarm; what starts for the first time is judged here.
       if [[ -z $state && ${count%/*} == 0 && $(failures "$name" "$since") -ge 4 ]]; then
         explain "$name"
@@ -145,45 +184,57 @@ wait_for() {
 # failures SERVICE SINCE: how many of its tasks that were made since then have failed
 failures() {
   docker service ps --quiet --no-trunc "${STACK}_$1" | xargs -r docker inspect --type task --format '{{.CreatedAt.Format "2006-01-02T15:04:05"}} {{.Status.State}}' 2>/dev/null |
-    awk -v since="${2%%.*}" '$1 >= since && ($2 == "failed" || $2 == "rejected")' | wc -l
+    awk -v since="$2" '$1 >= since && ($2 == "failed" || $2 == "rejected")' | wc -l
 }
 
 now() { date -u +%Y-%m-%dT%H:%M:%S; }
 
 job_iteration() { spec "$1" '{{.JobStatus.JobIteration.Index}}' || true; }
 
+# job_task SERVICE ITERATION: id and state of its task
+job_task() {
+  docker service ps --quiet --no-trunc "${STACK}_$1" |
+    xargs -r docker inspect --type task --format '{{.JobIteration.Index}} {{.ID}} {{.Status.State}} {{.Status.Err}}' |
+    awk -v n="$2" '$1 == n {sub(/^[^ ]+ /, ""); print}'
+}
+
+# The words of a task that was one of ours: the messages of JSON lines, other lines as they are.
+words_of_task() {
+  timeout 10 docker service logs --raw "$1" 2>&1 |
+    sed 's/^{.*"msg":"\([^"]*\)".*/\1/; /^stopp/d; /^$/d; s/^/  /' | tail -15 || true
+}
+
 # run_job WORKDIR SERVICE: a one-shot of the stack, with the image and the settings as they are now, to its end; 1 when it fails.
 run_job() {
-  local file=$1/$2.yml name=$2 before iteration state end=$((SECONDS + WAIT_SECONDS))
+  local file=$1/$2.yml name=$2 before iteration task='' state='' error='' end=$((SECONDS + WAIT_SECONDS))
   before=$(job_iteration "$name")
   render "$file" "$name"
   # a setting for this run alone, as "NAME: value"
   [[ -z ${JOB_ENVIRONMENT:-} ]] || sed -i "s|^    environment:|&\n      $JOB_ENVIRONMENT|" "$file"
-  apply "$file"
+  apply "$file" || return 1
   iteration=$(job_iteration "$name")
   if [[ -n $before && $before == "$iteration" ]]; then
     # Nothing in it changed, so Swarm did not run it again.
-    docker service update --detach --force "${STACK}_$name" >/dev/null
+    docker service update --detach --force "${STACK}_$name" >/dev/null || return 1
     iteration=$(job_iteration "$name")
   fi
-  while :; do
-    state=$(docker service ps --quiet --no-trunc "${STACK}_$name" |
-      xargs -r docker inspect --type task --format '{{.JobIteration.Index}} {{.Status.State}}' | awk -v n="$iteration" '$1 == n {print $2}')
+  while [[ $state != complete ]]; do
+    read -r task state error <<<"$(job_task "$name" "$iteration")"
     case $state in
-    complete) break ;;
     failed | rejected | orphaned)
-      explain "$name"
+      words_of_task "$task"
+      say "  $name: $error"
       return 1
       ;;
     esac
     ((SECONDS < end)) || {
-      explain "$name"
-      say "$name has not ended after $WAIT_SECONDS s (${state:-no task yet})"
+      [[ -z $task ]] || words_of_task "$task"
+      say "  $name has not ended after $WAIT_SECONDS s (${state:-no task yet}) $error"
       return 1
     }
-    sleep 1
+    [[ $state == complete ]] || sleep 1
   done
-  timeout 10 docker service logs --raw --tail 20 "${STACK}_$name" 2>&1 | sed 's/^{.*"msg":"\([^"]*\)".*/\1/; /^stopp/d; s/^/  /' | tail -12
+  words_of_task "$task"
 }
 
 # The login roles of the database, as the secrets name them.

@@ -22,6 +22,7 @@ import {
   runToEnd,
   startPebble,
   whyNoCertbot,
+  whyNoPebble,
 } from '#test/support/nginx-acme.ts';
 import { findNginx, type NginxBinary } from '#test/support/nginx-binary.ts';
 import { startTlsLoad, type TlsLoad } from '#test/support/nginx-tls-load.ts';
@@ -35,7 +36,7 @@ const scripts = join(import.meta.dirname, '../../deploy/certificate');
 const resources = new AsyncDisposableStack();
 const missing =
   process.getuid?.() === 0
-    ? await whyNoCertbot()
+    ? ((await whyNoCertbot()) ?? (await whyNoPebble()))
     : 'only root may listen on port 80, and have an /etc/hosts of its own';
 if (missing !== undefined) console.log(`certbot is not tested: ${missing}`);
 
@@ -201,20 +202,11 @@ describe.skipIf(missing !== undefined)('with a real ACME server', () => {
     const loads = hosts.map((host) => startLoad(host));
     try {
       await acceptMore(loads, 100);
-      const certbotDir = join(dir, 'certbot');
-      const { code, output } = await runToEnd(
-        'certbot',
-        // as certbot's timer has it, but for the date and the folders
-        [
-          'renew',
-          '--force-renewal',
-          '--no-random-sleep-on-renew',
-          '--config-dir',
-          certbotDir,
-        ].concat('--work-dir', join(dir, 'work'), '--logs-dir', join(dir, 'logs')),
-        { REQUESTS_CA_BUNDLE: pebble.caFile },
-      );
-      expect(code, output).toBe(0);
+      // Pebble takes one validation in a hundred from an earlier order, whatever it is told.
+      for (let count = 0; count < 4 && (await challenges(hosts[1])) === 0; count += 1) {
+        const { code, output } = await renew();
+        expect(code, output).toBe(0);
+      }
       const renewed = await installedSerial();
       expect(renewed).not.toBe(before);
       await untilServed(renewed);
@@ -248,6 +240,14 @@ describe.skipIf(missing !== undefined)('with a real ACME server', () => {
     const ended = await runToEnd(hook, [], { RENEWED_LINEAGE: join(dir, 'certbot/live/another') });
     expect(ended).toEqual({ code: 0, output: '' });
   });
+
+  /** As certbot's timer does, but for the date and the folders. */
+  async function renew(): Promise<Ended> {
+    const folders = ['--config-dir', 'certbot', '--work-dir', 'work', '--logs-dir', 'logs'];
+    const options = folders.map((each) => (each.startsWith('--') ? each : join(dir, each)));
+    const args = ['renew', '--force-renewal', '--no-random-sleep-on-renew', ...options];
+    return runToEnd('certbot', args, { REQUESTS_CA_BUNDLE: pebble.caFile });
+  }
 
   function startLoad(host: string): TlsLoad {
     const port = nginxes.get(host)?.tlsPort ?? 0;

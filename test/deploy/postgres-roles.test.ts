@@ -5,31 +5,21 @@
  * Method: deploy/postgres/roles against a server of deploy/postgres/start, with each PostgreSQL that this machine has; sessions of
  * the roles are held open meanwhile, and what the superuser finds in the catalogs is compared.
  */
-import { execFile } from 'node:child_process';
-import { cp, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 
 import { migrate } from '#db/migrate.ts';
 import { query } from '#test/support/database.ts';
 import { eventually } from '#test/support/eventually.ts';
-import { findPostgresBuilds, StackPostgres } from '#test/support/stack-postgres.ts';
+import { codeOf, findPostgresBuilds, StackPostgres } from '#test/support/stack-postgres.ts';
 
 const builds = findPostgresBuilds();
 const scripts = join(import.meta.dirname, '../../deploy/postgres');
 const kinds = ['owner', 'api', 'worker', 'monitor'] as const;
-/** invalid_password, and invalid_authorization_specification: the role may not log in */
-const wrongPassword = '28P01';
-const notAllowed = '28000';
-
-async function codeOf(url: string): Promise<string> {
-  return query(url, 'select 1').then(
-    () => 'connected',
-    (error: unknown) => (error as { code?: string }).code ?? String(error),
-  );
-}
+/** invalid_password, also for a role that has none any more */
+const refused = '28P01';
 
 /** A session that is held open. */
 async function openSession(url: string) {
@@ -61,12 +51,12 @@ async function rightsOf(postgres: StackPostgres): Promise<string> {
   return `${rows}\n${await postgres.asSuperuser(inside, 'broker')}`;
 }
 
-/** Resolves when a session of `roles` waits for a lock. */
-async function untilBlocked(postgres: StackPostgres): Promise<void> {
+/** Resolves when so many sessions of `roles` wait for a lock. */
+async function untilBlocked(postgres: StackPostgres, sessions = 1): Promise<void> {
   await eventually(
     async () => {
       const waiting = await postgres.asSuperuser('select count(*) from pg_locks where not granted');
-      if (waiting === '0') throw new Error('nobody waits');
+      expect(Number(waiting)).toBe(sessions);
     },
     { timeoutMs: 30_000 },
   );
@@ -101,7 +91,7 @@ describe.each(builds)('$name', (build) => {
     expect(await postgres.makeRoles({ RETIRE_ROLES: 'on' })).toMatch(
       /can log in no more: broker_api_1\n$/,
     );
-    expect(await codeOf(postgres.url('api'))).toBe(notAllowed);
+    expect(await codeOf(postgres.url('api'))).toBe(refused);
     expect(await old.isAlive()).toBe(false);
     expect(await young.isAlive()).toBe(true);
     expect(await worker.isAlive()).toBe(true);
@@ -125,20 +115,20 @@ describe.each(builds)('$name', (build) => {
     }
     await using worker = await openSession(postgres.url('worker'));
     await postgres.makeRoles({ RETIRE_ROLES: 'api' });
-    expect(await codeOf(postgres.url('api'))).toBe(notAllowed);
+    expect(await codeOf(postgres.url('api'))).toBe(refused);
     expect(await codeOf(postgres.url('worker'))).toBe('connected');
     expect(await worker.isAlive()).toBe(true);
   });
 
-  test('what one owner made, the next one may drop', async () => {
+  test('what one owner made, the next one may change', async () => {
     await using postgres = await StackPostgres.open(build);
     await postgres.start();
-    await query(postgres.url('owner'), 'create table made_by_the_first ()');
+    await query(postgres.url('owner'), 'create table made_by_the_first (n int)');
     const newer = { number: 2, password: 'second-password-0123' };
     await postgres.login('owner', newer.number, newer.password);
     await postgres.makeRoles({ RETIRE_ROLES: 'owner' });
-    await query(postgres.url('owner', newer), 'drop table made_by_the_first');
-    expect(await codeOf(postgres.url('owner'))).toBe(notAllowed);
+    await query(postgres.url('owner', newer), 'alter table made_by_the_first drop column n');
+    expect(await codeOf(postgres.url('owner'))).toBe(refused);
   });
 
   test('another password of the same role: at once, and its sessions go on', async () => {
@@ -149,7 +139,7 @@ describe.each(builds)('$name', (build) => {
     const password = '.another~Password_of-20-characters';
     await postgres.login('worker', 1, password);
     await postgres.makeRoles();
-    expect(await codeOf(postgres.url('worker'))).toBe(wrongPassword);
+    expect(await codeOf(postgres.url('worker'))).toBe(refused);
     expect(await codeOf(postgres.url('worker', { password }))).toBe('connected');
     expect(await session.isAlive()).toBe(true);
   });
@@ -175,34 +165,44 @@ describe.each(builds)('$name', (build) => {
   test('any number at once, the first time and when there is nothing to do', async () => {
     await using postgres = await StackPostgres.open(build);
     await postgres.serve();
-    for (let round = 0; round < 3; round += 1) {
-      await Promise.all(Array.from({ length: 4 }, async () => postgres.makeRoles()));
-    }
+    const four = async (): Promise<unknown> =>
+      Promise.all(Array.from({ length: 4 }, async () => postgres.makeRoles()));
+    await four();
+    await four();
+    // all at the same step
+    const held = await postgres.transaction('lock table pg_namespace in share mode', 'broker');
+    const all = four();
+    await untilBlocked(postgres, 4);
+    await held[Symbol.asyncDispose]();
+    await all;
     for (const kind of kinds) expect(await codeOf(postgres.url(kind))).toBe('connected');
   });
 
-  test.each(['SIGKILL', 'SIGTERM'] as const)('%s half way: the next run is whole', async (signal) => {
-    await using postgres = await StackPostgres.open(build);
-    await postgres.serve();
-    {
-      // the roles are there then, and the database is not
-      await using _ = await postgres.transaction('lock table pg_database in share mode');
-      const run = postgres.run('roles');
-      await untilBlocked(postgres);
-      if (signal === 'SIGKILL') await postgres.kill(run);
-      else {
-        run.child.kill(signal);
-        expect(await run.exited).toEqual({ code: 143, signal: null });
-        expect(run.output()).toContain('told to stop');
+  test.each(['SIGKILL', 'SIGTERM'] as const)(
+    '%s half way: the next run is whole',
+    async (signal) => {
+      await using postgres = await StackPostgres.open(build);
+      await postgres.serve();
+      {
+        // the roles are there then, and the database is not
+        await using _ = await postgres.transaction('lock table pg_database in share mode');
+        const run = postgres.run('roles');
+        await untilBlocked(postgres);
+        if (signal === 'SIGKILL') await postgres.kill(run);
+        else {
+          run.child.kill(signal);
+          expect(await run.exited).toEqual({ code: 143, signal: null });
+          expect(run.output()).toContain('told to stop');
+        }
+        const done = `select count(*) from pg_roles where rolname = 'broker_monitor_1'`;
+        expect(await postgres.asSuperuser(done)).toBe('1');
       }
-      const done = `select count(*) from pg_roles where rolname = 'broker_monitor_1'`;
-      expect(await postgres.asSuperuser(done)).toBe('1');
-    }
-    expect(await codeOf(postgres.url('api'))).not.toBe('connected');
-    await postgres.makeRoles();
-    await migrate({ databaseUrl: postgres.url('owner') });
-    await query(postgres.url('api'), 'select from broker.event');
-  });
+      expect(await codeOf(postgres.url('api'))).not.toBe('connected');
+      await postgres.makeRoles();
+      await migrate({ databaseUrl: postgres.url('owner') });
+      await query(postgres.url('api'), 'select from broker.event');
+    },
+  );
 
   test('waits for a server that is not there yet', async () => {
     await using postgres = await StackPostgres.open(build);
@@ -238,8 +238,7 @@ describe.each(builds)('$name', (build) => {
     );
     const server = await postgres.serve({ CONF_DIR: conf });
     const seen = (): Promise<string> =>
-      postgres.asSuperuser(`select 'pass' || 'word-of' as needle \\gset
-        select count(*) from pg_stat_activity where query ~ :'needle';
+      postgres.asSuperuser(`select count(*) from pg_stat_activity where query ~ 'pass[w]ord-of';
         select count(*) from pg_stat_activity where application_name = 'psql' and wait_event_type = 'Lock'`);
     await postgres.makeRoles();
     {
@@ -273,7 +272,10 @@ describe.each(builds)('$name', (build) => {
     await postgres.serve();
     const text = await readFile(join(scripts, 'README.md'), 'utf8');
     const block = /```sql\n(create role[\s\S]*?)```/.exec(text)?.[1] ?? '';
-    const statements = block.replaceAll(/(broker_(\w+)_1 login password) '…'/g, `$1 'password-of-the-$2'`);
+    const statements = block.replaceAll(
+      /(broker_(\w+)_1 login password) '…'/g,
+      `$1 'password-of-the-$2'`,
+    );
     expect(statements.match(/password-of-the/g)).toHaveLength(4);
     await postgres.asSuperuser(`
       create role provider createrole createdb;
@@ -288,61 +290,10 @@ describe.each(builds)('$name', (build) => {
     );
     await query(postgres.url('monitor'), 'select from broker.backlog');
     for (const kind of ['api', 'worker', 'monitor'] as const) {
-      await expect(query(postgres.url(kind), 'create table x ()')).rejects.toThrow(/denied|read-only/);
+      const may = `select has_database_privilege('broker', 'create, temporary') as any`;
+      expect(await query(postgres.url(kind), may)).toEqual([{ any: false }]);
     }
-  });
-});
-
-const [anyBuild] = builds;
-describe.runIf(anyBuild)('roles refuses what it is given, and says why', () => {
-  const url = 'postgres://broker_api_1:a-password-of-20-chars@postgres/broker?sslmode=verify-full';
-  async function refused(secret: string | undefined, env: Record<string, string> = {}) {
-    await using postgres = await StackPostgres.open(anyBuild!);
-    await postgres.secret('database_url_api', secret);
-    const run = postgres.run('roles', env);
-    expect(await run.exited).toEqual({ code: 64, signal: null });
-    // and no password with it, nor what could be one
-    expect(run.output()).not.toMatch(/a-password-of|chars/);
-    return run.output();
-  }
-
-  test.each([
-    [undefined, 'the secret database_url_api is missing'],
-    ['', 'the secret database_url_api is empty'],
-    ['https://example.com', 'is not of the form postgres://'],
-    [url.replace('api_1', 'worker_1'), `its user is not called broker_api_1 or broker_api_2`],
-    [url.replace('api_1', 'api_1000'), 'its user is not called broker_api_1'],
-    [url.replace('api_1', "api_1'; drop"), 'its user is not called broker_api_1'],
-    [url.replace('-of-20-chars', ''), 'the password is shorter than 16 characters'],
-    [url.replace('20', '%20'), 'the password has other characters'],
-    [url.replace('20', "20'"), 'the password has other characters'],
-    [url.replace('-chars', '-@of/chars'), 'what follows the host is not the name of a database'],
-    [url.replace('/broker?', '/else?'), 'names the database broker, another names else'],
-    [url.replace('/broker?', '/Else?'), 'is not the name of a database'],
-    [url.replace('/broker?', '/?'), 'is not the name of a database'],
-    [url.replace('/broker?', '/postgres?'), "the database postgres is PostgreSQL's own"],
-    [url.replace('/broker?', `/${'b'.repeat(64)}?`), 'is longer than 63 characters'],
-  ])('%s', async (secret, words) => {
-    expect(await refused(secret)).toContain(words);
-  });
-
-  test.each([
-    ['RETIRE_ROLES', 'yes', "RETIRE_ROLES is off, on, owner, api, worker or monitor, not 'yes'"],
-    ['WAIT_SECONDS', 'long', "WAIT_SECONDS is not valid: 'long'"],
-    ['SOCKET_DIR', 'localhost', 'SOCKET_DIR is not valid'],
-    ['CONF_DIR', '/nowhere', 'there is no roles.sql in /nowhere'],
-  ])('%s=%s', async (name, value, words) => {
-    expect(await refused(url, { [name]: value })).toContain(words);
-  });
-
-  test.runIf(process.getuid?.() === 0)('another user than the one of the server', async () => {
-    await using postgres = await StackPostgres.open(anyBuild!);
-    await postgres.serve();
-    const run = promisify(execFile)('/bin/sh', [join(scripts, 'roles')], { env: postgres.env() });
-    await expect(run).rejects.toMatchObject({
-      code: 1,
-      stderr: expect.stringMatching(/run it as the user that runs PostgreSQL, not as \w+: .*Peer/),
-    });
-    await rm(join(postgres.dir, 'secrets'), { recursive: true });
+    const owner = `select nspowner::regrole from pg_namespace where nspname = 'broker'`;
+    expect(await postgres.asSuperuser(owner, 'broker')).toBe('broker_owner');
   });
 });

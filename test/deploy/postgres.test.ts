@@ -17,17 +17,16 @@ import { migrate } from '#db/migrate.ts';
 import { query } from '#test/support/database.ts';
 import { eventually } from '#test/support/eventually.ts';
 import { selfSigned } from '#test/support/self-signed.ts';
-import { findPostgresBuilds, type Kind, StackPostgres } from '#test/support/stack-postgres.ts';
+import {
+  codeOf,
+  findPostgresBuilds,
+  type Kind,
+  StackPostgres,
+} from '#test/support/stack-postgres.ts';
 
 const builds = findPostgresBuilds();
 const settingsScript = join(import.meta.dirname, '../../deploy/postgres/settings');
 
-async function codeOf(url: string): Promise<string> {
-  return query(url, 'select 1').then(
-    () => 'connected',
-    (error: unknown) => (error as { code?: string }).code ?? String(error),
-  );
-}
 const kinds = ['owner', 'api', 'worker', 'monitor'] as const;
 /** invalid_password, and invalid_authorization_specification: pg_hba.conf says no */
 const wrongPassword = '28P01';

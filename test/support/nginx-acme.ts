@@ -32,8 +32,23 @@ export async function whyNoCertbot(): Promise<string | undefined> {
   return undefined;
 }
 
+/** Returns why there is no Pebble, in words, where neither TEST_PEBBLE, PATH nor Debian has one. */
+export async function whyNoPebble(): Promise<string | undefined> {
+  if (process.env['TEST_PEBBLE'] !== undefined || (await isThere('pebble'))) return undefined;
+  const ask = async (): Promise<boolean> =>
+    succeeds('apt-get', ['download', '--print-uris', 'pebble']);
+  // the lists of a new machine are empty
+  if ((await ask()) || ((await succeeds('apt-get', ['-q', 'update'])) && (await ask())))
+    return undefined;
+  return 'there is no pebble: set TEST_PEBBLE to one';
+}
+
 async function isThere(command: string): Promise<boolean> {
-  return run('sh', ['-c', `command -v ${command}`]).then(
+  return succeeds('sh', ['-c', `command -v ${command}`]);
+}
+
+async function succeeds(command: string, args: readonly string[]): Promise<boolean> {
+  return run(command, args, { timeout: installMs }).then(
     () => true,
     () => false,
   );
@@ -77,7 +92,7 @@ export interface PebbleOptions {
 
 /**
  * Starts TEST_PEBBLE, or the `pebble` of PATH, or Debian's: fetched by apt and unpacked into a folder that is removed at the end. It asks
- * on port 80, looks at each order anew, and forgets everything when it ends.
+ * on port 80, and forgets everything when it ends.
  */
 export async function startPebble({ dns }: PebbleOptions): Promise<Pebble> {
   const dir = await mkdtemp(join(tmpdir(), 'broker-pebble-'));
@@ -103,7 +118,7 @@ export async function startPebble({ dns }: PebbleOptions): Promise<Pebble> {
       stdio: ['ignore', 'ignore', 'inherit'],
       env: {
         ...process.env,
-        // at once; no good nonce refused; no challenge left out because of an earlier order
+        // at once; no good nonce refused; an earlier validation hardly ever taken for a new order
         PEBBLE_VA_NOSLEEP: '1',
         PEBBLE_WFE_NONCEREJECT: '0',
         PEBBLE_AUTHZREUSE: '0',

@@ -8,6 +8,7 @@ import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 
 import { freePort } from './cluster.ts';
+import { query } from './database.ts';
 import { eventually } from './eventually.ts';
 import { guardProcess, signalProcess } from './process-guard.ts';
 import { selfSigned } from './self-signed.ts';
@@ -160,7 +161,8 @@ export class StackPostgres implements AsyncDisposable {
     await eventually(
       () => {
         if (run.child.exitCode !== null) return;
-        if (!/ready to accept (read-only )?connections/.test(run.output())) throw new Error(run.output());
+        if (!/ready to accept (read-only )?connections/.test(run.output()))
+          throw new Error(run.output());
       },
       { timeoutMs: 60_000, what: 'PostgreSQL' },
     );
@@ -192,8 +194,8 @@ export class StackPostgres implements AsyncDisposable {
   }
 
   /** A transaction of the superuser that has done `sql`; disposing ends it. */
-  async transaction(sql: string): Promise<AsyncDisposable> {
-    const child = spawn('psql', this.#psql('postgres'), {
+  async transaction(sql: string, database = 'postgres'): Promise<AsyncDisposable> {
+    const child = spawn('psql', this.#psql(database), {
       ...identity,
       cwd: '/',
       stdio: ['pipe', 'pipe', 'inherit'],
@@ -241,6 +243,14 @@ export class StackPostgres implements AsyncDisposable {
   async dataNames(): Promise<string[]> {
     return (await readdir(join(this.dir, 'data'))).toSorted();
   }
+}
+
+/** What comes of a log-in: `connected`, else the code of the error (a SQLSTATE, or one of the TLS client). */
+export async function codeOf(url: string): Promise<string> {
+  return query(url, 'select 1').then(
+    () => 'connected',
+    (error: unknown) => (error as { code?: string }).code ?? String(error),
+  );
 }
 
 function passwordOf(kind: Kind): string {

@@ -4,13 +4,16 @@ import { join } from 'node:path';
 import { inject } from 'vitest';
 
 import { endOf, type Ended } from '#test/support/docker.ts';
+import type { Sql } from '#test/support/ledger-scenario.ts';
+import { type Answer, HttpClient, type Trust } from '#test/support/http-client.ts';
 
 import type { Lab } from './lab.ts';
 import { ConstantLoad, type ConstantLoadOptions } from './load.ts';
 import { stackSql } from './stack-sql.ts';
 
 const top = join(import.meta.dirname, '../..');
-const domain = 'broker.test';
+/** What the certificate of nginx is for. */
+export const domain = 'broker.test';
 
 /**
  * The project's own stack on a lab, brought up and changed by the project's own commands (deploy/swarm), as an operator types them on the
@@ -22,6 +25,7 @@ export class Stack {
   readonly secretsDir: string;
   readonly #dir: string;
   #loads = 0;
+  #loadKey: string | undefined;
 
   private constructor(lab: Lab, dir: string) {
     this.lab = lab;
@@ -86,6 +90,24 @@ export class Stack {
     return ended;
   }
 
+  /** A first deployment without the commands: the settings in the shell, and the file. */
+  async deployByHand(): Promise<void> {
+    const settings = (await readFile(this.envFile, 'utf8')).split('\n').filter(Boolean);
+    const env = {
+      ...Object.fromEntries(settings.map((line) => line.split(/=(.*)/s, 2))),
+      PATH: '/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin',
+      DOCKER_HOST: this.lab.host(await this.lab.manager()).endpoint,
+      ENV_FILE: this.envFile,
+    };
+    const file = join(top, 'docker-compose.prod.yml');
+    const options = ['--detach=true', '--resolve-image', 'never', '--compose-file', file];
+    const { code, stderr } = await endOf(['docker', 'stack', 'deploy', ...options, 'broker'], {
+      env,
+    });
+    if (code !== 0) throw new Error(`docker stack deploy ended with ${code}: ${stderr}`);
+    await this.lab.converged('broker');
+  }
+
   /** What a command of deploy/swarm said; rejects when it fails. */
   async command(name: string, ...args: string[]): Promise<string> {
     const { code, stdout, stderr } = await this.try(name, ...args);
@@ -107,9 +129,9 @@ export class Stack {
     this.#loads += 1;
     return ConstantLoad.start({
       addresses: this.addresses,
-      adminKey: await this.secret('admin_api_key'),
-      trust: { ca: await this.secret('tls_fullchain'), servername: domain },
-      sql: stackSql(this.lab, 'broker_postgres'),
+      adminKey: await this.#ownKey(),
+      trust: await this.trust(),
+      sql: this.sql,
       receiverAddress: this.lab.machineAddress,
       topic: `orders${this.#loads}`,
       subscriptions: [`billing${this.#loads}`],
@@ -117,6 +139,37 @@ export class Stack {
       perSecond: 30,
       ...options,
     });
+  }
+
+  /** What clients trust. */
+  async trust(): Promise<Trust> {
+    return { ca: await this.secret('tls_fullchain'), servername: domain };
+  }
+
+  /** Asks the stack's PostgreSQL, as its superuser. */
+  get sql(): Sql {
+    return stackSql(this.lab, 'broker_postgres');
+  }
+
+  /** A request through nginx of host 1, with the first API key unless another is given. */
+  async send(
+    method: string,
+    path: string,
+    { body, key }: { readonly body?: unknown; readonly key?: string } = {},
+  ): Promise<Answer> {
+    const trust = await this.trust();
+    using http = new HttpClient(key ?? (await this.secret('admin_api_key')), { trust });
+    return await http.send(`${this.addresses[0]}${path}`, { method, body });
+  }
+
+  // The load outlives a rotation of the first API key.
+  async #ownKey(): Promise<string> {
+    if (this.#loadKey !== undefined) return this.#loadKey;
+    const body = { name: 'load', scopes: ['admin'] };
+    const { status, json } = await this.send('POST', '/api/v1/api-keys', { body });
+    if (status !== 201) throw new Error(`no key for the load: ${status} ${JSON.stringify(json)}`);
+    this.#loadKey = (json as { key: string }).key;
+    return this.#loadKey;
   }
 
   /** Running tasks of a service on each host, by its number. */
