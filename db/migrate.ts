@@ -49,15 +49,19 @@ export async function migrate(options: MigrateOptions): Promise<void> {
   try {
     await sql`select pg_advisory_lock(${lockKey})`.execute(db);
     await sql`create schema if not exists broker`.execute(db);
-    await runMigrations(db, say);
-    await applyDefinitions(db, say);
+    const newer = await runMigrations(db, say);
+    // Its functions and views belong to its schema, and are for the releases before it as well.
+    if (newer.length > 0)
+      say(`left as it is: the database is of a newer release (${newer.join(', ')})`);
+    else await applyDefinitions(db, say);
     await sql`select pg_advisory_unlock(${lockKey})`.execute(db);
   } finally {
     await db.destroy();
   }
 }
 
-async function runMigrations(db: Kysely<unknown>, say: (line: string) => void): Promise<void> {
+/** Runs what is pending; resolves with the migrations that the database has and this release does not know. */
+async function runMigrations(db: Kysely<unknown>, say: (line: string) => void): Promise<string[]> {
   const names = await knownMigrations();
   const migrator = new Migrator({
     db,
@@ -78,6 +82,12 @@ async function runMigrations(db: Kysely<unknown>, say: (line: string) => void): 
     if (error !== undefined) throw new Error(`migration ${name} failed`, { cause: error });
     say(`migrated ${name}`);
   }
+  const { rows } = await sql<{
+    name: string;
+  }>`select name from broker.kysely_migration where not name = any(${names}::text[]) order by name`.execute(
+    db,
+  );
+  return rows.map((row) => row.name);
 }
 
 async function loadMigration(name: string): Promise<[string, Migration]> {

@@ -43,7 +43,7 @@ export default defineConfig({
           name: 'deploy',
           include: ['test/deploy/**/*.test.ts'],
           exclude: [
-            'test/deploy/{nginx*,postgres}.test.ts',
+            'test/deploy/{nginx*,postgres*}.test.ts',
             'test/deploy/{workflows,release,deploy-by-ssh}.test.ts',
           ],
           globalSetup: [join(import.meta.dirname, 'setup/docker.ts')],
@@ -56,7 +56,7 @@ export default defineConfig({
         test: {
           // the real nginx and the stack's PostgreSQL without Docker, with real processes
           name: 'nginx',
-          include: ['test/deploy/{nginx*,postgres}.test.ts', 'test/swarm/load.test.ts'],
+          include: ['test/deploy/{nginx*,postgres*}.test.ts', 'test/swarm/load.test.ts'],
           ...onPostgres,
           testTimeout: 120_000,
           hookTimeout: 120_000,

@@ -54,3 +54,18 @@ test('a migration that fails says which, and leaves the lock free for the next r
   }>`select count(*)::int as n from broker.kysely_migration`.execute(handle.db);
   expect(rows[0]?.n).toBe((await knownMigrations()).length);
 });
+
+test('an older release leaves a newer database as it is, functions and rights too, and says so', async () => {
+  await using database = await cloneDatabase();
+  await query(
+    database.url,
+    `insert into broker.kysely_migration (name, timestamp) values ('9999_next', 'now')`,
+  );
+  await query(
+    database.url,
+    `update broker.definition set hash = 'of the next release' where path = 'functions/claim.sql'`,
+  );
+  const lines: string[] = [];
+  await migrate({ databaseUrl: database.url, onProgress: (line) => lines.push(line) });
+  expect(lines).toEqual(['left as it is: the database is of a newer release (9999_next)']);
+});

@@ -174,24 +174,28 @@ describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on thre
     expect(await stack.secret('secret_encryption_key')).not.toContain(',');
   });
 
-  test('blue and green: to the new one, back, and to it for good', async () => {
-    const report = await measured.under(
-      'blue-green: start, switch, back, switch, finish',
-      async () => {
-        await stack.command('blue-green', 'start', 'event-broker:v3');
-        await stack.command('blue-green', 'switch', 'green');
-        await stack.command('blue-green', 'switch', 'blue');
-        await stack.command('blue-green', 'switch', 'green');
-        const { code, stderr } = await stack.try('deploy', '--yes');
-        expect(code).toBe(1);
-        expect(stderr).toContain('a blue-green deployment is under way');
-        await stack.command('blue-green', 'finish');
-      },
-    );
-    expect(report.failed).toEqual([]);
-    expect(await stack.imageOf('api')).toBe('event-broker:v3');
-    expect(await stack.command('blue-green', 'show')).toContain('green: none');
-  });
+  test(
+    'blue and green: to the new one, back, and to it for good',
+    async () => {
+      const report = await measured.under(
+        'blue-green: start, switch, back, switch, finish',
+        async () => {
+          await stack.command('blue-green', 'start', 'event-broker:v3');
+          await stack.command('blue-green', 'switch', 'green');
+          await stack.command('blue-green', 'switch', 'blue');
+          await stack.command('blue-green', 'switch', 'green');
+          const { code, stderr } = await stack.try('deploy', '--yes');
+          expect(code).toBe(1);
+          expect(stderr).toContain('a blue-green deployment is under way');
+          await stack.command('blue-green', 'finish');
+        },
+      );
+      expect(report.failed).toEqual([]);
+      expect(await stack.imageOf('api')).toBe('event-broker:v3');
+      expect(await stack.command('blue-green', 'show')).toContain('green: none');
+    },
+    minutes(15),
+  );
 
   test('another certificate: nginx is updated host by host, and clients take the next address', async () => {
     const { key, cert } = selfSigned({ names: [domain] });

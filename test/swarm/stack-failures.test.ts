@@ -14,9 +14,15 @@ import { Stack } from './stack.ts';
 
 const engine = inject('docker');
 const minutes = (n: number): number => n * 60_000;
-/** What a client sees of a dead host at most, in milliseconds; asserted at three times as much. */
+/** How long clients notice a dead host at most, in milliseconds; asserted at three times as much. */
 const hostGoneMs = 20_000;
 const refusedMs = 15_000;
+const refusals = [
+  'database_unavailable',
+  'outcome_unknown',
+  'upstream_timeout',
+  'upstream_unavailable',
+];
 
 describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', () => {
   let lab: Lab;
@@ -43,15 +49,17 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
     await stack.deployByHand();
     expect(await stack.command('smoke')).toContain('Smoke test passed.');
     expect(await stack.spread('api')).toEqual([1, 1, 1]);
+    // From here on with the commands: secrets get the names of their content, so that everything is replaced once.
+    await stack.command('deploy', '--yes');
   });
 
   test('a host is drained for maintenance, and comes back', async () => {
     const report = await measured.under('host drained, and back', async (load) => {
       await lab.docker(1, 'node', 'update', '--availability', 'drain', 'node3');
-      await lab.converged('broker');
+      await stack.settled();
       await load.scenario.acceptMore(100);
       await lab.docker(1, 'node', 'update', '--availability', 'active', 'node3');
-      await lab.converged('broker');
+      await stack.settled();
       // the tasks do not come back by themselves
       await stack.command('deploy', '--yes', '--no-smoke');
     });
@@ -60,40 +68,41 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
   });
 
   test('a host loses its power, and boots again', async () => {
+    let cutAt = 0;
     const report = await measured.under('power of a host cut', async (load) => {
       await lab.kill(3);
-      const cutAt = load.now;
+      cutAt = load.now;
       await lab.untilNode(3, 'Down');
-      await lab.converged('broker');
+      await stack.settled();
       await load.scenario.acceptMore(300);
       return cutAt;
     });
     expectOnlyWhatNobodyKnows(report);
-    expect(report.recoveryMs(0)).toBeLessThan(report.durationMs);
-    expect(report.slowestMs).toBeLessThan(3 * hostGoneMs);
+    expect(report.recoveryMs(cutAt)).toBeLessThan(3 * hostGoneMs);
     const back = await measured.under('that host boots', async () => {
       await lab.start(3);
       await lab.untilNode(3, 'Ready');
-      await lab.converged('broker');
+      await stack.settled();
     });
     expect(back.failed).toEqual([]);
   });
 
   test('a host is cut off without a word, and comes back', async () => {
+    let cutAt = 0;
     const report = await measured.under('host cut off', async (load) => {
       await lab.cut(3);
-      const cutAt = load.now;
+      cutAt = load.now;
       await lab.untilNode(3, 'Down');
-      await lab.converged('broker');
+      await stack.settled();
       await load.scenario.acceptMore(300);
       return cutAt;
     });
     expectOnlyWhatNobodyKnows(report);
-    expect(report.slowestMs).toBeLessThan(3 * hostGoneMs);
+    expect(report.recoveryMs(cutAt)).toBeLessThan(3 * hostGoneMs);
     const back = await measured.under('that host is healed', async () => {
       await lab.heal(3);
       await lab.untilNode(3, 'Ready');
-      await lab.converged('broker');
+      await stack.settled();
       await stack.command('deploy', '--yes', '--no-smoke');
     });
     expect(back.failed).toEqual([]);
@@ -101,11 +110,11 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
   });
 
   test('the host of the database is cut off: publishes are refused in bounded time, and nothing is lost', async () => {
-    const report = await measured.under('host of the database cut off for 20 s', async (load) => {
+    const report = await measured.under('host of the database cut off for 45 s', async (load) => {
       await lab.cut(1);
       const cutAt = load.now;
       const failedBefore = load.failedCount;
-      await expect.poll(() => load.now - cutAt, { timeout: 30_000 }).toBeGreaterThan(20_000);
+      await expect.poll(() => load.now - cutAt, { timeout: 90_000 }).toBeGreaterThan(45_000);
       expect(load.failedCount).toBeGreaterThan(failedBefore);
       await lab.heal(1);
       const healedAt = load.now;
@@ -117,7 +126,13 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
       `the slowest refusal took ${(longest / 1000).toFixed(1)} s (${refusedMs / 1000} s are meant)`,
     );
     expect(longest).toBeLessThan(3 * refusedMs);
-    const codes = new Set(report.failed.map(({ code }) => code));
-    console.log([...codes].join(', '));
+    // on the two hosts that clients reach nginx goes on, and says what is wrong
+    const others = report.failed.filter(({ code }) => !refusals.includes(code));
+    expect(others.length, JSON.stringify(others.slice(0, 5))).toBeLessThan(
+      report.failed.length / 10,
+    );
+    expect([...report.unconnected.keys()].filter((each) => each.includes('ECONNREFUSED'))).toEqual(
+      [],
+    );
   });
 });

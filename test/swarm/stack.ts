@@ -5,6 +5,7 @@ import { inject } from 'vitest';
 
 import { endOf, type Ended } from '#test/support/docker.ts';
 import type { Sql } from '#test/support/ledger-scenario.ts';
+import { eventually } from '#test/support/eventually.ts';
 import { type Answer, HttpClient, type Trust } from '#test/support/http-client.ts';
 
 import type { Lab } from './lab.ts';
@@ -74,7 +75,13 @@ export class Stack {
 
   /** A command of deploy/swarm to its end, whatever that is. */
   async try(name: string, ...args: string[]): Promise<Ended> {
-    const ended = await endOf([join(top, 'deploy/swarm', name), ...args], {
+    const ended = await this.#run(name, ...args);
+    console.log(`$ deploy/swarm/${[name, ...args].join(' ')}\n${ended.stdout}${ended.stderr}`);
+    return ended;
+  }
+
+  async #run(name: string, ...args: string[]): Promise<Ended> {
+    return endOf([join(top, 'deploy/swarm', name), ...args], {
       env: {
         PATH: '/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin',
         HOME: this.#dir,
@@ -86,8 +93,6 @@ export class Stack {
       },
       timeoutMs: 600_000,
     });
-    console.log(`$ deploy/swarm/${[name, ...args].join(' ')}\n${ended.stdout}${ended.stderr}`);
-    return ended;
   }
 
   /** A first deployment without the commands: the settings in the shell, and the file. */
@@ -113,6 +118,15 @@ export class Stack {
     const { code, stdout, stderr } = await this.try(name, ...args);
     if (code !== 0) throw new Error(`${name} ${args.join(' ')} ended with ${code}: ${stderr}`);
     return stdout;
+  }
+
+  /** Waits until everything runs as it should, as `status` says it; hosts that are down are not counted on. */
+  async settled(timeoutMs = 180_000): Promise<void> {
+    const look = async (): Promise<void> => {
+      const { code, stdout, stderr } = await this.#run('status');
+      if (code !== 0) throw new Error(`${stdout}${stderr}`);
+    };
+    await eventually(look, { timeoutMs, intervalMs: 500, what: 'the stack settled' });
   }
 
   async secret(name: string): Promise<string> {
