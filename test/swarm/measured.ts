@@ -1,5 +1,5 @@
 import type { ConstantLoad, ConstantLoadOptions } from './load.ts';
-import { describeReport, type LoadReport, type RequestKind } from './load-report.ts';
+import { describeReport, type LoadReport } from './load-report.ts';
 import type { Stack } from './stack.ts';
 
 /** The table of deploy/README.md, a row for each thing that was done to a stack under load. */
@@ -41,8 +41,8 @@ export class Measured {
 
   #add(what: string, report: LoadReport, since: number): void {
     const { sent, failed, lost, duplicated, unconnected } = report;
-    const kinds = [...Map.groupBy(failed, ({ kind, code }) => `${kind} ${code}`)];
-    const how = kinds.map(([kind, those]) => `${those.length} ${kind}`).join(', ');
+    const codes = [...Map.groupBy(failed, ({ code }) => code.replace(/ [\d.:]+$/, ''))];
+    const how = codes.map(([code, those]) => `${those.length} ${code}`).join(', ');
     const cells = [
       what,
       sum(Object.values(sent)),
@@ -54,11 +54,6 @@ export class Measured {
     ];
     this.#rows.push(row(cells.map(String)));
   }
-}
-
-/** Kinds of requests that failed, each once. */
-export function failedKinds({ failed }: LoadReport): RequestKind[] {
-  return [...new Set(failed.map(({ kind }) => kind))].toSorted();
 }
 
 function sum(numbers: Iterable<number>): number {

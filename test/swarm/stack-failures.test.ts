@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 
 import { type Lab, startLab } from './lab.ts';
 import type { LoadReport } from './load-report.ts';
-import { failedKinds, Measured } from './measured.ts';
+import { Measured } from './measured.ts';
 import { Stack } from './stack.ts';
 
 const engine = inject('docker');
@@ -17,12 +17,6 @@ const minutes = (n: number): number => n * 60_000;
 /** How long clients notice a dead host at most, in milliseconds; asserted at three times as much. */
 const hostGoneMs = 20_000;
 const refusedMs = 15_000;
-const refusals = [
-  'database_unavailable',
-  'outcome_unknown',
-  'upstream_timeout',
-  'upstream_unavailable',
-];
 
 describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', () => {
   let lab: Lab;
@@ -38,11 +32,14 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
     await lab[Symbol.asyncDispose]();
   }, minutes(2));
 
-  /** Nobody repeats these once they were sent: the host may have done the work before it died. Everything else is answered. */
-  function expectOnlyWhatNobodyKnows(report: LoadReport): void {
-    expect(failedKinds(report).filter((kind) => kind !== 'plain' && kind !== 'receive')).toEqual(
-      [],
-    );
+  /**
+   * Of what nginx of a living host answered: nobody repeats these once they were sent, as the host may have done the work before it died. What was under
+   * way to the dead host itself gets no answer from anybody.
+   */
+  function expectOnlyWhatNobodyKnows({ failed }: LoadReport): void {
+    const answered = failed.filter(({ code }) => /^[a-z_]+$/.test(code));
+    const repeatable = answered.filter(({ kind }) => kind !== 'plain' && kind !== 'receive');
+    expect(repeatable).toEqual([]);
   }
 
   test('the stack comes up by docker stack deploy alone: each part waits for what it needs', async () => {
@@ -110,9 +107,10 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
   });
 
   test('the host of the database is cut off: publishes are refused in bounded time, and nothing is lost', async () => {
+    let cutAt = 0;
     const report = await measured.under('host of the database cut off for 45 s', async (load) => {
       await lab.cut(1);
-      const cutAt = load.now;
+      cutAt = load.now;
       const failedBefore = load.failedCount;
       await expect.poll(() => load.now - cutAt, { timeout: 90_000 }).toBeGreaterThan(45_000);
       expect(load.failedCount).toBeGreaterThan(failedBefore);
@@ -126,13 +124,9 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
       `the slowest refusal took ${(longest / 1000).toFixed(1)} s (${refusedMs / 1000} s are meant)`,
     );
     expect(longest).toBeLessThan(3 * refusedMs);
-    // on the two hosts that clients reach nginx goes on, and says what is wrong
-    const others = report.failed.filter(({ code }) => !refusals.includes(code));
-    expect(others.length, JSON.stringify(others.slice(0, 5))).toBeLessThan(
-      report.failed.length / 10,
-    );
-    expect([...report.unconnected.keys()].filter((each) => each.includes('ECONNREFUSED'))).toEqual(
-      [],
-    );
+    // nginx goes on as long as it lasts, and its hosts say what is wrong
+    const refused = report.failed.filter(({ code }) => code === 'database_unavailable');
+    expect(refused.some(({ at }) => at > cutAt + 35_000)).toBe(true);
+    expect(refused.length).toBeGreaterThan(report.failed.length / 2);
   });
 });
