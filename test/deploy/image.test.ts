@@ -91,6 +91,7 @@ describe.skipIf(engine.missing !== undefined)('the image', () => {
       'migrate',
       'reaper',
       'runtime',
+      'smoke',
       'worker',
     ]);
     const modules = await list('/app/node_modules');

@@ -17,6 +17,7 @@ const minutes = (n: number): number => n * 60_000;
 /** How long clients notice a dead host at most, in milliseconds; asserted at three times as much. */
 const hostGoneMs = 20_000;
 const refusedMs = 15_000;
+const unavailable = new Set(['upstream_unavailable']);
 
 describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', () => {
   let lab: Lab;
@@ -96,13 +97,17 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
     });
     expectOnlyWhatNobodyKnows(report);
     expect(report.recoveryMs(cutAt)).toBeLessThan(3 * hostGoneMs);
-    const back = await measured.under('that host is healed', async () => {
+    let healedAt = 0;
+    const back = await measured.under('that host is healed', async (load) => {
+      healedAt = load.now;
       await lab.heal(3);
       await lab.untilNode(3, 'Ready');
       await stack.settled();
       await stack.command('deploy', '--yes', '--no-smoke');
     });
-    expect(back.failed).toEqual([]);
+    // Clients reach its nginx before that reaches the replicas again: it says so, with 502, until the networks of the stack are back.
+    expect(new Set(back.failed.map(({ code }) => code)).difference(unavailable)).toEqual(new Set());
+    expect(back.recoveryMs(healedAt)).toBeLessThan(3 * hostGoneMs);
     expect(await stack.spread('api')).toEqual([1, 1, 1]);
   });
 
