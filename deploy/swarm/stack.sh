@@ -88,12 +88,14 @@ need_manager() {
 # One command at a time changes the stack: two would take what the other one does for their own. A name can be taken once in a
 # Swarm, whichever host the other operator sits at. What a process of this host left, and is gone, is no lock.
 take_lock() {
-  local name=${STACK}_being_changed host user mine id holder end=$((SECONDS + LOCK_SECONDS))
+  local name=${STACK}_being_changed host user mine id holder tries=0 end=$((SECONDS + LOCK_SECONDS))
   host=$(docker info --format '{{.Swarm.NodeID}}')
   user=$(id -un)
   mine="${0##*/} by $user on $HOSTNAME ($host), process $$, since $(now) UTC"
   until docker config create --label "broker.changed.by=$mine" "$name" - <<<"$mine" >/dev/null 2>&1; do
     read -r id holder <<<"$(docker config inspect --format '{{.ID}} {{index .Spec.Labels "broker.changed.by"}}' "$name" 2>/dev/null || true)"
+    # gone between the two looks: its holder has just ended
+    if [[ -z $id ]] && ((++tries < 5)); then continue; fi
     [[ -n $id ]] || fail "the lock $name could not be made: has the Swarm a leader (docker node ls)?"
     if ! [[ $holder =~ " on $HOSTNAME ($host), process "([0-9]+), && ! -e /proc/${BASH_REMATCH[1]} ]]; then
       # whom nobody watches, such as the renewal of a certificate, can wait
