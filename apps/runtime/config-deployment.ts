@@ -70,6 +70,13 @@ export const deploymentVariables = {
     default: 200,
     description: 'max_connections of PostgreSQL.',
   }),
+  RESTART_ATTEMPTS: Type.Integer({
+    minimum: 1,
+    maximum: 1_000_000,
+    default: 10,
+    description:
+      'A task of a stack that ends within a minute of its start is started again so often; Compose on one host goes on.',
+  }),
   EDGE_SUBNET: Type.String({
     check: 'cidr',
     default: '10.213.0.0/24',

@@ -37,6 +37,8 @@ export class DeliveryQueue {
   /** It may be sent to, as far as this worker has heard; when it was looked up. */
   isActive = true;
   lookedUpAt = performance.now();
+  /** Nothing is claimed before. */
+  restsUntil = 0;
   /** How many more claims are made soon, although the one before found nothing. */
   looksLeft = 0;
   inFlight = 0;
@@ -82,7 +84,7 @@ export class DeliveryQueue {
    * entry in two.
    */
   room(now: number): number {
-    if (!this.isActive || this.breaker.waitMs(now) > 0) return 0;
+    if (!this.isActive || now < this.restsUntil || this.breaker.waitMs(now) > 0) return 0;
     const held = this.waiting + this.inFlight;
     if (this.breaker.isOpen) return Math.max(0, 1 - held);
     const ahead = Math.min(prefetchMax, Math.ceil((this.begun.perSecond(now) * prefetchMs) / 1000));

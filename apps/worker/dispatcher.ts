@@ -34,6 +34,8 @@ const lookUpAgainMs = 30_000;
 const unsettledMax = { each: 1000, all: 50_000 };
 /** What could not be sent for a reason of ours is tried again after so long, or when the subscription changes. */
 const notSentAgainMs = 5000;
+/** What did not get its turn here is left to the other workers for so long. */
+const givenBackRestMs = 5000;
 /** A receiver that wants to be left alone for longer than this gets what was claimed for it taken back. */
 const holdInHandMs = 1000;
 
@@ -154,7 +156,11 @@ export class Dispatcher {
 
   #tend(queue: DeliveryQueue, now: number): void {
     const oldestAt = now - (this.#options.beginWithinMs ?? 240_000);
-    if (queue.oldestAt < oldestAt) this.#giveBack(queue, ({ claim }) => claim.sentAt < oldestAt);
+    if (queue.oldestAt < oldestAt) {
+      queue.restsUntil = now + givenBackRestMs;
+      this.#giveBack(queue, ({ claim }) => claim.sentAt < oldestAt);
+    }
+    this.#claimer.want(queue);
     if (!queue.isActive && now - queue.lookedUpAt > lookUpAgainMs) void this.noteChange(queue.id);
     const isForgotten = queue.isIdle && !queue.breaker.isOpen && now - queue.usedAt > idleMs;
     if (isForgotten && queue.timer === undefined) this.#queues.delete(queue.id);

@@ -19,7 +19,7 @@ import { PushDirectory } from '../../apps/worker/push-directory.ts';
 import { Registration } from '../../apps/worker/registration.ts';
 import { SettleBuffer } from '../../apps/worker/settle-buffer.ts';
 
-test('what has not begun in time is given back with its attempt, and what is in flight stays', async () => {
+test('what has not begun in time is given back with its attempt and left to others for a while, and what is in flight stays', async () => {
   await using database = await cloneDatabase();
   using receiver = await PushReceiver.start();
   const applicationName = 'broker-worker-test';
@@ -83,17 +83,43 @@ test('what has not begun in time is given back with its attempt, and what is in 
     query<{ is_leased: boolean; attempt: number; events: number }>(
       database.url,
       `select lease_expires_at is not null as is_leased, attempt, sum(event_count)::int as events
-         from broker.queue group by 1, 2 order by 1`,
+         from broker.queue where subscription_id = ${id} group by 1, 2 order by 1`,
     );
   // three quarters of four slots are in flight, the others are claimed ahead
   await eventually(async () =>
     expect(await rows()).toEqual([{ is_leased: true, attempt: 1, events: 6 }]),
   );
+  const parted = [
+    { is_leased: false, attempt: 0, events: 3 },
+    { is_leased: true, attempt: 1, events: 3 },
+  ];
   await eventually(async () => {
     dispatcher.tick();
-    const [waiting] = await rows();
-    expect(waiting).toEqual({ is_leased: false, attempt: 0, events: 3 });
+    expect(await rows()).toEqual(parted);
   });
+
+  // and left to other workers, while this one claims and delivers something else
+  const other = receiver.endpoint('/good');
+  const otherTopicId = await aTopic(db, { name: 'others' });
+  const good = await aPushSubscription(db, { topic: 'others', endpoint: other.url });
+  await publishMany(db, otherTopicId, 1);
+  dispatcher.wake(id);
+  dispatcher.tick();
+  dispatcher.wake(good.id);
+  await other.arrived(1);
+  expect(await rows()).toEqual(parted);
+  const claims = async () => {
+    const counted = `select sum(generation)::int as claims from broker.queue where subscription_id = ${id}`;
+    return (await query<{ claims: number }>(database.url, counted))[0]?.claims ?? 0;
+  };
+  const claimsBefore = await claims();
+  await eventually(
+    async () => {
+      dispatcher.tick();
+      expect(await claims()).toBeGreaterThan(claimsBefore);
+    },
+    { timeoutMs: 30_000 },
+  );
   expect(hook.requests).toHaveLength(3);
 
   await dispatcher.stop();
