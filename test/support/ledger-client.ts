@@ -28,12 +28,15 @@ interface ReceivedMessage {
 export class LedgerClient {
   readonly ledger: Ledger;
   readonly #http: HttpClient;
+  readonly #isRepeated: boolean;
   /** How often each code of a refusal was heard; connections that broke count as `no_answer`. */
   readonly codes = new Map<string, number>();
 
-  constructor(ledger: Ledger, http: HttpClient) {
+  /** `isRepeated`: what stands between repeats a settle, or a publish with a key, that no answer came to. */
+  constructor(ledger: Ledger, http: HttpClient, { isRepeated = false } = {}) {
     this.ledger = ledger;
     this.#http = http;
+    this.#isRepeated = isRepeated;
   }
 
   /** One tag as a single event, several as an array. */
@@ -137,15 +140,26 @@ export class LedgerClient {
       if (answer.status < 300 || isAllLost(answer)) return answer;
       this.#count(code);
       this.#noteDefect(url, answer);
-      const isSure =
-        answer.status !== 500 && code !== 'outcome_unknown' && code !== 'handler_timeout';
-      this.ledger.endOtherwise(operation, isSure ? 'fail' : 'unknown', code);
+      this.ledger.endOtherwise(
+        operation,
+        this.#isSure(operation, answer) ? 'fail' : 'unknown',
+        code,
+      );
     } catch (error) {
       if (!(error instanceof NoAnswer)) throw error;
       this.#count('no_answer');
       this.ledger.endOtherwise(operation, error.wasSent ? 'unknown' : 'fail', error.message);
     }
     return undefined;
+  }
+
+  /** A refusal of a copy says nothing about the copy before it, which may have done its work without an answer. */
+  #isSure(operation: Operation, answer: Answer): boolean {
+    const code = codeOf(answer);
+    if (answer.status === 500 || code === 'outcome_unknown' || code === 'handler_timeout')
+      return false;
+    const isRepeatable = 'verb' in operation || ('key' in operation && operation.key !== undefined);
+    return !(this.#isRepeated && isRepeatable && answer.status > 500);
   }
 
   #count(code: string): void {

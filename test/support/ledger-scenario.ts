@@ -40,6 +40,8 @@ export interface ScenarioOptions {
   readonly pushSubscriptions?: readonly string[];
   /** Members of `push` beside the endpoint. */
   readonly push?: Readonly<Record<string, unknown>>;
+  /** What stands between clients and broker repeats requests by itself, as nginx does. */
+  readonly isRepeated?: boolean;
 }
 
 /** A topic with subscriptions on a cluster, a ledger of all that is done with them, and what the database knows of it. */
@@ -65,7 +67,7 @@ export class Scenario implements Disposable {
     this.subscriptions = options.subscriptions ?? ['billing', 'audit'];
     this.pushSubscriptions = options.pushSubscriptions ?? [];
     this.http = options.http ?? new HttpClient(cluster.adminKey);
-    this.client = new LedgerClient(this.ledger, this.http);
+    this.client = new LedgerClient(this.ledger, this.http, options);
   }
 
   /** Makes the topic and the subscriptions. */

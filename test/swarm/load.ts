@@ -76,6 +76,7 @@ export class ConstantLoad implements Disposable {
       pushSubscriptions: ['mailer'],
       ...rest,
       http,
+      isRepeated: true,
       maxAttempts: attempts,
     });
     const load = new ConstantLoad(options, http, scenario);

@@ -16,6 +16,7 @@ import { Measured } from './measured.ts';
 import { domain, Stack } from './stack.ts';
 
 const engine = inject('docker');
+const top = join(import.meta.dirname, '../..');
 const minutes = (n: number): number => n * 60_000;
 
 describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on three hosts', () => {
@@ -26,9 +27,15 @@ describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on thre
   beforeAll(async () => {
     lab = await startLab({ managers: 1 });
     stack = await Stack.prepare(lab);
+    const settle = await readFile(join(top, 'db/functions/settle.sql'), 'utf8');
     await lab.build('event-broker:v2', {
       from: 'event-broker:v1',
       files: {
+        // a function that is in use all the time is another one
+        '/app/db/functions/settle.sql': settle.replaceAll(
+          '\nbegin\n',
+          '\nbegin\n  perform pg_sleep(0);\n',
+        ),
         '/app/db/migrations/0101_note.sql':
           'alter table broker.topic add column note_of_the_next_release text;\n',
       },
@@ -79,6 +86,10 @@ describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on thre
     }
     expect(await stack.spread('api')).toEqual([1, 1, 1]);
     expect(await stack.spread('worker')).toEqual([1, 1, 1]);
+    const functions = await stack.sql(
+      `select prosrc like '%pg_sleep(0)%' as is_new from pg_proc where proname = 'settle'`,
+    );
+    expect(functions).toEqual([{ is_new: true }]);
   });
 
   test('rollback: the version before works with the newer schema', async () => {
@@ -97,6 +108,9 @@ describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on thre
     });
     expect(report.failed).toEqual([]);
     expect(await stack.imageOf('api')).toBe('event-broker:v1');
+    const said = await stack.command('rollback', '--yes');
+    expect(said).toContain('did not hold, and everything runs the version before it');
+    expect(await readFile(stack.envFile, 'utf8')).toContain('\nBROKER_IMAGE=event-broker:v1\n');
   });
 
   test('a migration that fails stops the deployment before any replica is touched', async () => {
