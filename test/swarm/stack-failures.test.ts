@@ -25,7 +25,7 @@ describe.skipIf(engine.missingHosts !== undefined)('failures under the stack', (
   const measured = new Measured(() => stack);
 
   beforeAll(async () => {
-    lab = await startLab({ managers: 1 });
+    lab = await startLab({ managers: 3 });
     stack = await Stack.prepare(lab);
   }, minutes(10));
   afterAll(async () => {
