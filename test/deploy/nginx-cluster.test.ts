@@ -245,6 +245,8 @@ test('reloads under load cost nothing, and a long poll outlasts them', async () 
   await acceptMore(load, 150);
   const answer = await poll;
   expect([answer.status, answer.json]).toEqual([200, { messages: [] }]);
+  // below keepalive_min_timeout: who heeds it sends nothing on a connection that may just be closed
+  expect(answer.headers['keep-alive']).toBe('timeout=4');
   await expectEachOnce(load, 'five reloads');
 });
 

@@ -1,7 +1,8 @@
 import { generateKeyPairSync, sign } from 'node:crypto';
+import { isIPv4 } from 'node:net';
 
 export interface SelfSignedOptions {
-  /** DNS names (`localhost`). */
+  /** DNS names and IPv4 addresses (`localhost`). */
   readonly names?: readonly string[];
   readonly validFrom?: Date;
   readonly validTo?: Date;
@@ -24,7 +25,7 @@ export function selfSigned(options: SelfSignedOptions = {}): SelfSigned {
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
   const ecdsaWithSha256 = sequence(oid('2a8648ce3d040302'));
   const name = sequence(der(0x31, sequence(oid('550403'), der(0x0c, Buffer.from('test')))));
-  const altNames = sequence(...names.map((each) => der(0x82, Buffer.from(each))));
+  const altNames = sequence(...names.map(altName));
   const extensions = sequence(sequence(oid('551d11'), der(0x04, altNames)));
   const content = sequence(
     der(0xa0, der(0x02, Buffer.from([2]))),
@@ -63,4 +64,11 @@ function oid(hex: string): Buffer {
 function time(date: Date): Buffer {
   const text = `${date.toISOString().replaceAll(/[-:T]|\.\d+/g, '')}`;
   return der(0x18, Buffer.from(text));
+}
+
+/** GeneralName of RFC 5280: iPAddress or dNSName. */
+function altName(name: string): Buffer {
+  return isIPv4(name)
+    ? der(0x87, Buffer.from(name.split('.').map(Number)))
+    : der(0x82, Buffer.from(name));
 }
