@@ -68,6 +68,7 @@ read_settings() {
       ;;
     esac
     [[ $value != [\"\']* ]] || fail "$ENV_FILE has quotes around the value of $name: leave them out, the containers would get them too"
+    [[ $value != *\$* && $value != *' #'* ]] || fail "$ENV_FILE has a \$ or a # in the value of $name, which Compose and Docker read in different ways: such a value belongs into a file of SECRETS_DIR, or is written another way"
     [[ -v $name ]] || export "$name=$value"
   done <"$ENV_FILE"
   [[ -n ${BROKER_IMAGE:-} ]] || fail "BROKER_IMAGE is not set: put it into $ENV_FILE"

@@ -127,6 +127,16 @@ describe.skipIf(engine.missingHosts !== undefined)('what the commands refuse', (
       ['a secret', 'ADMIN_API_KEY=0123456789abcdef', 'ADMIN_API_KEY is a secret'],
       ['no setting', 'export LOG_LEVEL=info', 'a line that is not NAME=value'],
       ['quotes', 'LOG_LEVEL="info"', 'quotes around the value of LOG_LEVEL'],
+      [
+        'a comment behind a value',
+        'LOG_LEVEL=info # quiet',
+        'has a $ or a # in the value of LOG_LEVEL',
+      ],
+      [
+        'a variable',
+        'ALLOWED_ORIGINS=https://$HOSTNAME',
+        'has a $ or a # in the value of ALLOWED_ORIGINS',
+      ],
       ['a setting that is there twice', 'TLS=on\nTLS=off', 'sets TLS twice'],
       ['line ends of Windows', 'LOG_LEVEL=info\r', 'the line ends of Windows'],
       ['replicas in words', 'NGINX_REPLICAS=1\nWORKER_MEMORY=much', 'cannot be rendered'],
@@ -255,6 +265,7 @@ describe.skipIf(engine.missingHosts !== undefined)('what the commands refuse', (
       await using _ = await withSecret('tls_privkey', selfSigned({ names: [domain] }).key);
       const before = await running('broker_nginx');
       await expectRefusal('rotate-secret --yes tls', 'tls_privkey does not fit tls_fullchain');
+      await expectRefusal('deploy --yes', 'tls_privkey does not fit tls_fullchain');
       expect(await running('broker_nginx')).toBe(before);
     });
 
