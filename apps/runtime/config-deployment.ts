@@ -31,6 +31,7 @@ export const deploymentVariables = {
   }),
   API_REPLICAS: Type.Integer({
     ...replicas,
+    minimum: 1,
     shown: '3',
     description:
       'Replicas of the API; migrate checks the connections of all replicas against the database.',
@@ -42,6 +43,7 @@ export const deploymentVariables = {
   }),
   REAPER_REPLICAS: Type.Integer({
     ...replicas,
+    minimum: 1,
     shown: '2',
     description: 'Replicas of the reaper: one leads, the others stand by.',
   }),

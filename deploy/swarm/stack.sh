@@ -11,8 +11,9 @@ ENV_FILE=${ENV_FILE:-$top/.env.prod}
 WAIT_SECONDS=${WAIT_SECONDS:-600}
 # how long a command that does not ask waits for another one to end
 LOCK_SECONDS=${LOCK_SECONDS:-300}
-# `never` for hosts that reach no registry and have the images already
-RESOLVE_IMAGE=${RESOLVE_IMAGE:-always}
+# `always` would take a tag that was built again meanwhile for a new image, and restart PostgreSQL for it; `never` is for hosts
+# that reach no registry and have the images already
+RESOLVE_IMAGE=${RESOLVE_IMAGE:-changed}
 secrets=(database_url_owner database_url_api database_url_worker database_url_monitor
   postgres_ca postgres_cert postgres_key admin_api_key secret_encryption_key tls_fullchain tls_privkey)
 
@@ -72,6 +73,8 @@ read_settings() {
     [[ -v $name ]] || export "$name=$value"
   done <"$ENV_FILE"
   [[ -n ${BROKER_IMAGE:-} ]] || fail "BROKER_IMAGE is not set: put it into $ENV_FILE"
+  # without an API each nginx is stopped by its health check; without a reaper nothing is delivered again
+  [[ ${API_REPLICAS:-3} != 0 && ${REAPER_REPLICAS:-2} != 0 ]] || fail 'API_REPLICAS and REAPER_REPLICAS are at least 1'
   SECRETS_DIR=${SECRETS_DIR:-./secrets}
   [[ $SECRETS_DIR == /* ]] || SECRETS_DIR=$top/${SECRETS_DIR#./}
   export STACK ENV_FILE SECRETS_DIR
@@ -84,7 +87,10 @@ no_blue_green() {
 
 need_manager() {
   command -v docker >/dev/null || fail 'there is no docker command here'
-  local control
+  local control client
+  client=$(docker version --format '{{.Client.Version}}' 2>/dev/null || true)
+  [[ ! $client =~ ^([0-9]+)\. ]] || ((BASH_REMATCH[1] >= 26)) ||
+    fail "the docker client is version $client, and 26 or newer is needed here ('docker stack deploy --detach'); the engines of the hosts may be older"
   control=$(docker info --format '{{.Swarm.ControlAvailable}}' 2>/dev/null) ||
     fail 'no Docker engine answers (is it running, and may you use it?)'
   [[ $control == true ]] || fail "this host is no manager of a Swarm: run it on one, or 'docker swarm init' first"
@@ -195,11 +201,15 @@ check_database_host() {
     fail "PostgreSQL has run on $before, where its data is, and the label database=yes is on $labelled. When the data is there now: DATABASE_MOVED=$labelled"
 }
 
-# nginx does not start with a key of another certificate.
-check_certificate() {
-  command -v openssl >/dev/null || fail 'there is no openssl command here'
-  [[ $(openssl x509 -in "$SECRETS_DIR/tls_fullchain" -noout -pubkey) == $(openssl pkey -in "$SECRETS_DIR/tls_privkey" -pubout) ]] ||
-    fail "$SECRETS_DIR/tls_privkey does not fit tls_fullchain"
+# check_key KEY CERTIFICATE: nginx and PostgreSQL do not start with a key of another certificate.
+check_key() {
+  [[ $(openssl x509 -in "$SECRETS_DIR/$2" -noout -pubkey) == $(openssl pkey -in "$SECRETS_DIR/$1" -pubout) ]] ||
+    fail "$SECRETS_DIR/$1 does not fit $2"
+}
+
+need_programs() { # NAME…
+  local name
+  for name; do command -v "$name" >/dev/null || fail "there is no $name command here: apt-get install $name"; done
 }
 
 # A network that is there is not changed by a deployment, and the API would trust another one.

@@ -188,6 +188,22 @@ describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on thre
     expect(await stack.secret('secret_encryption_key')).not.toContain(',');
   });
 
+  test('a rotation leaves nothing for the next deployment: it replaces no task', async () => {
+    const tasks = async (): Promise<string> => {
+      const running = ['service', 'ps', '--quiet', '--filter', 'desired-state=running'];
+      const services = ['api', 'worker', 'reaper', 'nginx', 'postgres'].map(
+        (each) => `broker_${each}`,
+      );
+      return lab.docker(1, ...running, ...services);
+    };
+    const before = await tasks();
+    await stack.command('deploy', '--yes');
+    expect(await tasks()).toBe(before);
+    for (const service of ['api', 'worker']) {
+      expect(await stack.spread(service), service).toEqual([1, 1, 1]);
+    }
+  });
+
   test(
     'blue and green: to the new one, back, and to it for good',
     async () => {
@@ -207,6 +223,7 @@ describe.skipIf(engine.missingHosts !== undefined)('changes of the stack on thre
       expect(report.failed).toEqual([]);
       expect(await stack.imageOf('api')).toBe('event-broker:v3');
       expect(await stack.command('blue-green', 'show')).toContain('green: none');
+      expect(await stack.spread('api')).toEqual([1, 1, 1]);
     },
     minutes(15),
   );
