@@ -101,6 +101,7 @@ describe.skipIf(engine.missingHosts !== undefined)('what the commands refuse', (
       ['rollback v1', "unknown argument 'v1'"],
       ['scale', 'scale SERVICE=REPLICAS'],
       ['scale nginx=3', "'nginx=3' is not SERVICE=REPLICAS"],
+      ['scale api=0', 'api=0: at least 1'],
       ['scale api=-1', "'api=-1' is not SERVICE=REPLICAS"],
       ['status all', 'What runs where'],
       ['smoke broker.example.com', 'is not a URL'],
