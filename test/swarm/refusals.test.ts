@@ -124,6 +124,11 @@ describe.skipIf(engine.missingHosts !== undefined)('what the commands refuse', (
       expect(await services()).toEqual([]);
     });
 
+    test('.env.prod with no API', async () => {
+      await writeFile(stack.envFile, good.replace(/^API_REPLICAS=.*/m, 'API_REPLICAS=0'));
+      await expectRefusal('deploy --yes', 'API_REPLICAS and REAPER_REPLICAS are at least 1');
+    });
+
     test.each([
       ['a secret', 'ADMIN_API_KEY=0123456789abcdef', 'ADMIN_API_KEY is a secret'],
       ['no setting', 'export LOG_LEVEL=info', 'a line that is not NAME=value'],
@@ -140,7 +145,6 @@ describe.skipIf(engine.missingHosts !== undefined)('what the commands refuse', (
       ],
       ['a setting that is there twice', 'TLS=on\nTLS=off', 'sets TLS twice'],
       ['line ends of Windows', 'LOG_LEVEL=info\r', 'the line ends of Windows'],
-      ['no API', 'API_REPLICAS=0', 'API_REPLICAS and REAPER_REPLICAS are at least 1'],
       ['replicas in words', 'NGINX_REPLICAS=1\nWORKER_MEMORY=much', 'cannot be rendered'],
       ['too few connections', 'POSTGRES_MAX_CONNECTIONS=1', 'are too few: at least 20'],
     ])('.env.prod with %s', async (_, lines, words) => {
