@@ -1,6 +1,12 @@
 import { Kysely, PostgresDialect } from 'kysely';
 import pg from 'pg';
-import { DatabaseUnavailable, OutcomeUnknown, breaksConnection } from './errors.ts';
+import {
+  DatabaseUnavailable,
+  OutcomeUnknown,
+  breaksConnection,
+  type DatabaseErrorClass,
+  errorClassOf,
+} from './errors.ts';
 import type { DB } from './schema.ts';
 
 /** What every verb takes: the typed query builder over a small pool. */
@@ -13,10 +19,22 @@ export interface DatabaseOptions {
   /** Connections at most. Batching does the work of a pool, so 2 to 4 are enough. */
   readonly poolMax: number;
   readonly statementTimeoutMs: number;
+  /** A statement over the pool has ended, or was never sent; `errorClass`: how it failed. */
+  readonly onQuery?: (errorClass: DatabaseErrorClass | undefined) => void;
+}
+
+/** Connections of a pool, at this moment. */
+export interface PoolState {
+  readonly idle: number;
+  readonly used: number;
+  /** Statements that wait for one. */
+  readonly waiting: number;
+  readonly max: number;
 }
 
 export interface DatabaseHandle extends AsyncDisposable {
   readonly db: Database;
+  poolState(): PoolState;
   /** Closes the pool; statements under way end first. Safe to call twice. */
   close(): Promise<void>;
 }
@@ -64,11 +82,19 @@ export function createDatabase(options: DatabaseOptions): DatabaseHandle {
   pool.on('error', () => undefined);
   // so would one that breaks while it is in use: the pool listens to idle ones only, and the statement gets its error anyway
   pool.on('connect', (client) => client.on('error', () => undefined));
-  const root = new Kysely<DB>({ dialect: new PostgresDialect({ pool: guarded(pool) }) });
+  const root = new Kysely<DB>({
+    dialect: new PostgresDialect({ pool: guarded(pool, options.onQuery) }),
+  });
   const db = root.withSchema('broker');
   let closing: Promise<void> | undefined;
   const close = (): Promise<void> => (closing ??= root.destroy());
-  return { db, close, [Symbol.asyncDispose]: close };
+  const poolState = (): PoolState => ({
+    idle: pool.idleCount,
+    used: pool.totalCount - pool.idleCount,
+    waiting: pool.waitingCount,
+    max: options.poolMax,
+  });
+  return { db, poolState, close, [Symbol.asyncDispose]: close };
 }
 
 type DialectPool = Exclude<ConstructorParameters<typeof PostgresDialect>[0]['pool'], Function>;
@@ -77,9 +103,10 @@ type DialectPool = Exclude<ConstructorParameters<typeof PostgresDialect>[0]['poo
  * A pool that says whether a failed statement had been sent, and that never reuses a connection which broke or was given
  * up in the middle of an answer.
  */
-function guarded(pool: pg.Pool): DialectPool {
+function guarded(pool: pg.Pool, onQuery: DatabaseOptions['onQuery']): DialectPool {
   const connect = async () => {
     const client = await pool.connect().catch((cause: unknown) => {
+      onQuery?.(errorClassOf(cause));
       throw cause instanceof pg.DatabaseError && cause.code !== '57P03' && cause.code !== '53300'
         ? cause
         : new DatabaseUnavailable('no connection to the database', { cause });
@@ -87,11 +114,14 @@ function guarded(pool: pg.Pool): DialectPool {
     let broken: Error | undefined;
     const query = async (...args: unknown[]): Promise<unknown> => {
       try {
-        return await (client.query as (...queryArgs: unknown[]) => Promise<unknown>).apply(
+        const result = await (client.query as (...queryArgs: unknown[]) => Promise<unknown>).apply(
           client,
           args,
         );
+        onQuery?.(undefined);
+        return result;
       } catch (error) {
+        onQuery?.(errorClassOf(error));
         if (!breaksConnection(error)) throw error;
         broken = error as Error;
         throw error instanceof pg.DatabaseError

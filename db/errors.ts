@@ -87,3 +87,51 @@ export function breaksConnection(error: unknown): boolean {
   if (!(error instanceof pg.DatabaseError)) return true;
   return (error.code ?? '').startsWith('57P') || (error.code ?? '').startsWith('08');
 }
+
+/** What kind of error it was, for who counts them: classes of SQLSTATE in words, and the two time-outs by themselves. */
+export type DatabaseErrorClass =
+  | 'connection'
+  | 'authorization'
+  | 'data'
+  | 'constraint'
+  | 'transaction_state'
+  | 'rollback'
+  | 'syntax_or_access'
+  | 'resources'
+  | 'program_limit'
+  | 'lock_timeout'
+  | 'object_state'
+  | 'statement_timeout'
+  | 'shutdown'
+  | 'system'
+  | 'internal'
+  | 'broker'
+  | 'other';
+
+const classes: Readonly<Record<string, DatabaseErrorClass>> = {
+  '08': 'connection',
+  '21': 'data',
+  '22': 'data',
+  '23': 'constraint',
+  '25': 'transaction_state',
+  '28': 'authorization',
+  '40': 'rollback',
+  '42': 'syntax_or_access',
+  '53': 'resources',
+  '54': 'program_limit',
+  '55': 'object_state',
+  '57': 'shutdown',
+  '58': 'system',
+  BR: 'broker',
+  F0: 'system',
+  XX: 'internal',
+};
+
+/** What is no answer of PostgreSQL is a fault of the connection. */
+export function errorClassOf(error: unknown): DatabaseErrorClass {
+  if (!(error instanceof pg.DatabaseError)) return 'connection';
+  const code = error.code ?? '';
+  if (code === '55P03') return 'lock_timeout';
+  if (code === '57014') return 'statement_timeout';
+  return classes[code.slice(0, 2)] ?? 'other';
+}

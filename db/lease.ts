@@ -55,3 +55,10 @@ function bigintOf(base36: string): bigint {
   for (const digit of base36) value = value * 36n + BigInt(Number.parseInt(digit, 36));
   return value;
 }
+
+const firstPublishMs = Date.UTC(2025, 0, 1);
+
+/** When something was published, by the database's clock, in milliseconds since 1970: its id says so (functions/ids.sql). */
+export function publishedAtMs(publishId: string): number {
+  return firstPublishMs + Math.floor(Number(publishId) / 4096);
+}

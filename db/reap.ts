@@ -8,9 +8,22 @@ export interface Reaped {
   readonly woken: number[];
   /** The limit was reached. */
   readonly more: boolean;
+  /** Of which subscriptions events died, and how many of each. */
+  readonly dead_subscription_ids: number[];
+  readonly dead_counts: number[];
   /** The last deadline that was seen; null when there was none. */
   readonly mark: string | null;
 }
+
+/** Of a call that took nothing back. */
+export const nothingReaped: Omit<Reaped, 'mark'> = {
+  expired_events: 0,
+  dead_events: 0,
+  woken: [],
+  more: false,
+  dead_subscription_ids: [],
+  dead_counts: [],
+};
 
 /** Topics with leases past their deadline; `since` is a mark on the deadline, or '-infinity'. */
 export async function overdueTopics(db: Database, since: string): Promise<number[]> {
@@ -30,7 +43,7 @@ export async function reap(
   const { rows } =
     await sql<Reaped>`select * from broker.reap(${topicId}, ${term}::bigint, ${options.limit}::int,
     ${options.since}::timestamptz)`.execute(db);
-  return rows[0] ?? { expired_events: 0, dead_events: 0, woken: [], more: false, mark: null };
+  return rows[0] ?? { ...nothingReaped, mark: null };
 }
 
 /** The subscriptions of all topics, or of one, that have something due since `since`, and when the first of it was. */

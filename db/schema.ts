@@ -182,6 +182,12 @@ export interface Leader {
   term: string;
 }
 
+export interface LogLevel {
+  level: string;
+  service: string;
+  until: string;
+}
+
 export interface Partition {
   attached: boolean | null;
   attempt_partition: string | null;
@@ -288,6 +294,7 @@ export interface DB {
   idempotency_key: IdempotencyKey;
   job: Job;
   leader: Leader;
+  log_level: LogLevel;
   partition: Partition;
   push_secret: PushSecret;
   queue: Queue;

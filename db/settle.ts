@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import type { Database } from './client.ts';
-import type { Lease } from './lease.ts';
+import { type Lease, publishedAtMs } from './lease.ts';
 
 /** What became of one leased event. */
 export interface Settlement {
@@ -30,6 +30,24 @@ interface SettleRow {
   element: number;
   outcome: Exclude<SettleResult, 'lease_lost'>;
   lost: number[];
+  events: number;
+  /** By the database's clock, in milliseconds since 1970. */
+  now_ms: number;
+}
+
+/** Events of one publish that were acked together, for the first time. */
+export interface Acked {
+  readonly events: number;
+  /** From their publish to here, by the database's clock. */
+  readonly seconds: number;
+  /** Of one of them, among the settlements. */
+  readonly position: number;
+}
+
+export interface Settled {
+  /** In the order of the settlements. */
+  readonly results: SettleResult[];
+  readonly acked: readonly Acked[];
 }
 
 interface Element {
@@ -38,21 +56,32 @@ interface Element {
   readonly positions: number[];
 }
 
-/**
- * Settles events of one subscription in one call; the answers are in the order of the settlements. An event that is named
- * more than once is settled as it was named first; a repeated ack of an acked one succeeds, everything else has lost its lease.
- */
+/** `settleTimed`, without the times. */
 export async function settle(
   db: Database,
   topicId: number,
   subscriptionId: number,
   settlements: readonly Settlement[],
 ): Promise<SettleResult[]> {
+  return (await settleTimed(db, topicId, subscriptionId, settlements)).results;
+}
+
+/**
+ * Settles events of one subscription in one call; the answers are in the order of the settlements. An event that is named
+ * more than once is settled as it was named first; a repeated ack of an acked one succeeds, everything else has lost its lease.
+ */
+export async function settleTimed(
+  db: Database,
+  topicId: number,
+  subscriptionId: number,
+  settlements: readonly Settlement[],
+): Promise<Settled> {
   const { elements, repeats } = groupByEntry(settlements);
   const answers = elements.map((each) => each.settlement.answer);
   const isPush = answers.some((answer) => answer !== undefined);
   const { rows } =
-    await sql<SettleRow>`select element, outcome, lost from broker.settle(${topicId}, ${subscriptionId},
+    await sql<SettleRow>`select element, outcome, lost, cardinality(settled) as events,
+      extract(epoch from clock_timestamp())::float8 * 1000 as now_ms from broker.settle(${topicId}, ${subscriptionId},
     ${elements.map((each) => each.settlement.lease.publish_id)}::bigint[],
     ${elements.map((each) => each.settlement.lease.entry_id)}::bigint[],
     ${elements.map((each) => each.settlement.lease.generation)}::int[],
@@ -77,7 +106,18 @@ export async function settle(
     const acked = results[first] === 'acked' && settlements[position]?.outcome === 'acked';
     results[position] = acked ? 'acked' : 'lease_lost';
   }
-  return results;
+  return { results, acked: ackedOf(rows, elements) };
+}
+
+function ackedOf(rows: readonly SettleRow[], elements: readonly Element[]): Acked[] {
+  const acked: Acked[] = [];
+  for (const { element, outcome, events, now_ms: now } of rows) {
+    const settled = elements[element - 1];
+    if (settled === undefined || outcome !== 'acked' || events === 0) continue;
+    const seconds = (now - publishedAtMs(settled.settlement.lease.publish_id)) / 1000;
+    acked.push({ events, seconds, position: settled.positions[0] ?? 0 });
+  }
+  return acked;
 }
 
 /**

@@ -2,6 +2,8 @@ import { sql } from 'kysely';
 import type { Database } from './client.ts';
 
 export interface BrokerStatus {
+  /** By the database's clock. */
+  readonly at: string;
   readonly server_version: string;
   /** The last migration. */
   readonly schema_version: string;
@@ -18,6 +20,8 @@ export interface ProcessStatus {
   readonly pid: number;
   readonly started_at: string;
   readonly heartbeat_age_seconds: number;
+  /** As broker.workers says: silent is not heard of for 10 s, gone is a worker whose leases were taken over. */
+  readonly state: 'alive' | 'silent' | 'gone';
 }
 
 export interface LeaderStatus {
@@ -46,9 +50,10 @@ type Overview = Omit<BrokerStatus, 'processes' | 'leader' | 'backlog'> &
 /** How the whole broker does: what GET /api/status says. Small tables only, never the queue. */
 export async function readStatus(db: Database): Promise<BrokerStatus> {
   const [overview, processes] = await Promise.all([readOverview(db), readProcesses(db)]);
-  const { server_version, schema_version, holder, term, elected_at, ...rest } = overview;
+  const { at, server_version, schema_version, holder, term, elected_at, ...rest } = overview;
   const { heartbeat_age_seconds, ...backlog } = rest;
   return {
+    at,
     server_version,
     schema_version,
     processes,
@@ -59,7 +64,7 @@ export async function readStatus(db: Database): Promise<BrokerStatus> {
 
 async function readOverview(db: Database): Promise<Overview> {
   const { rows } = await sql<Overview>`
-    select current_setting('server_version') as server_version,
+    select now.at, current_setting('server_version') as server_version,
         (select max(m.name) from broker.kysely_migration m) as schema_version,
         l.holder, l.term, l.elected_at, extract(epoch from now.at - l.heartbeat_at)::float8 as heartbeat_age_seconds,
         b.waiting_events, b.leased_events, b.dead_letters,
@@ -83,11 +88,15 @@ async function readProcesses(db: Database): Promise<ProcessStatus[]> {
   return db
     .selectFrom('worker')
     .select(['instance', 'service', 'version', 'host', 'pid', 'started_at'])
-    .select(
+    .select([
       sql<number>`greatest(0, extract(epoch from clock_timestamp() - heartbeat_at))::float8`.as(
         'heartbeat_age_seconds',
       ),
-    )
+      sql<ProcessStatus['state']>`case when gone_at is not null then 'gone'
+        when heartbeat_at < clock_timestamp() - interval '10 seconds' then 'silent' else 'alive' end`.as(
+        'state',
+      ),
+    ])
     .orderBy('service')
     .orderBy('instance')
     .execute();
@@ -99,6 +108,8 @@ export interface BacklogSampleRow {
   readonly waiting_events: number;
   readonly leased_events: number;
   readonly dead_letters: number;
+  /** Of the topic. */
+  readonly max_backlog: number;
   /** 0 when nothing waits that is due. */
   readonly oldest_waiting_seconds: number;
 }
@@ -107,7 +118,7 @@ export interface BacklogSampleRow {
 export async function backlogSamples(db: Database): Promise<BacklogSampleRow[]> {
   const { rows } = await sql<BacklogSampleRow>`
     select t.name as topic, s.name as subscription, b.waiting_events::float8, b.leased_events::float8, b.dead_letters::float8,
-        greatest(0, coalesce(extract(epoch from clock_timestamp() - b.oldest_waiting_at), 0))::float8 as oldest_waiting_seconds
+        t.max_backlog, greatest(0, coalesce(extract(epoch from clock_timestamp() - b.oldest_waiting_at), 0))::float8 as oldest_waiting_seconds
       from broker.backlog_sample b
       join broker.subscription s on s.id = b.subscription_id and s.state <> 'deleted'
       join broker.topic t on t.id = b.topic_id`.execute(db);

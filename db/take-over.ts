@@ -1,6 +1,6 @@
 import { sql } from 'kysely';
 import type { Database } from './client.ts';
-import type { Reaped } from './reap.ts';
+import { nothingReaped, type Reaped } from './reap.ts';
 
 /**
  * The workers whose leases are to be taken over: those that are gone now, and those that were marked as gone in the last
@@ -38,5 +38,5 @@ export async function takeOver(
     select * from broker.take_over(${topicId}, ${term}::bigint, ${options.worker}, ${options.limit}::int)`.execute(
     db,
   );
-  return rows[0] ?? { expired_events: 0, dead_events: 0, woken: [], more: false };
+  return rows[0] ?? nothingReaped;
 }

@@ -4,6 +4,8 @@ export interface Wake {
   readonly subscriptionIds: readonly number[] | undefined;
   readonly mark: string | undefined;
   readonly origin?: string;
+  /** When the first of what it says was asked for, by the monotonic clock of `origin` in milliseconds. */
+  readonly askedAt?: number;
 }
 
 export interface WakeSenderOptions {
@@ -16,6 +18,7 @@ interface Pending {
   /** Undefined: too many to name. */
   ids: Set<number> | undefined;
   mark: string | undefined;
+  readonly askedAt: number;
 }
 
 // PostgreSQL takes payloads below 8000 bytes; an id has at most ten digits and a comma.
@@ -42,7 +45,8 @@ export class WakeSender {
   add(topicId: number, subscriptionIds: readonly number[], mark?: string): void {
     const pending = this.#pending.get(topicId);
     if (pending === undefined) {
-      this.#pending.set(topicId, { ids: toSet(subscriptionIds), mark });
+      const askedAt = performance.now();
+      this.#pending.set(topicId, { ids: toSet(subscriptionIds), mark, askedAt });
       this.#schedule(topicId);
       return;
     }
@@ -107,8 +111,15 @@ export class WakeSender {
   }
 }
 
-function encodeWake(origin: string, topicId: number, { ids, mark }: Pending): string {
-  return JSON.stringify({ origin, topic: topicId, subscriptions: ids && [...ids], mark });
+function encodeWake(origin: string, topicId: number, { ids, mark, askedAt }: Pending): string {
+  const subscriptions = ids && [...ids];
+  return JSON.stringify({
+    origin,
+    topic: topicId,
+    subscriptions,
+    mark,
+    asked_ms: Math.round(askedAt * 10) / 10,
+  });
 }
 
 /** Reads a payload; undefined where it is none of ours, such as one of another release. */
@@ -120,7 +131,7 @@ export function decodeWake(payload: string): Wake | undefined {
     return undefined;
   }
   if (typeof value !== 'object' || value === null) return undefined;
-  const { origin, topic, subscriptions, mark } = value as Record<string, unknown>;
+  const { origin, topic, subscriptions, mark, asked_ms } = value as Record<string, unknown>;
   if (typeof topic !== 'number') return undefined;
   return {
     topicId: topic,
@@ -129,6 +140,7 @@ export function decodeWake(payload: string): Wake | undefined {
       : undefined,
     mark: typeof mark === 'string' ? mark : undefined,
     ...(typeof origin === 'string' ? { origin } : {}),
+    ...(typeof asked_ms === 'number' ? { askedAt: asked_ms } : {}),
   };
 }
 

@@ -4,7 +4,7 @@ import type { Database } from './client.ts';
 import { connectDirect, type DirectConnection } from './direct-connection.ts';
 import { WakeSender, decodeWake, type Wake } from './wake-sender.ts';
 
-export type ChangeKind = 'topic' | 'subscription' | 'api_key';
+export type ChangeKind = 'topic' | 'subscription' | 'api_key' | 'log_level';
 
 export interface WakeupsOptions {
   /** The pool, through which wake-ups are sent. */
@@ -22,6 +22,8 @@ export interface WakeupsOptions {
   readonly backoffMaxMs?: number;
   readonly onSent?: (count: number) => void;
   readonly onReceived?: (count: number) => void;
+  /** A wake-up of this process came back to it, so many milliseconds after it was asked for. */
+  readonly onEcho?: (latencyMs: number) => void;
   /** Once when nothing is heard any more, and once when it is again. */
   readonly onProblem?: (error: unknown) => void;
   readonly onRecovered?: () => void;
@@ -45,7 +47,12 @@ export interface Wakeups extends AsyncDisposable {
 }
 
 const channels = { wake: 'broker_wake', changed: 'broker_changed' } as const;
-const changeKinds: readonly string[] = ['topic', 'subscription', 'api_key'] satisfies ChangeKind[];
+const changeKinds: readonly string[] = [
+  'topic',
+  'subscription',
+  'api_key',
+  'log_level',
+] satisfies ChangeKind[];
 
 /** LISTEN was accepted and nothing came: a pooler that gives each transaction another session. */
 export class NotificationsLost extends Error {
@@ -207,10 +214,15 @@ class NotifyingWakeups implements Wakeups {
     } else if (payload.startsWith('probe ')) this.#heardProbe?.(payload.slice(6));
     else {
       const wake = decodeWake(payload);
-      if (wake === undefined || wake.origin === this.#sender.origin) return;
+      if (wake === undefined) return;
+      if (wake.origin === this.#sender.origin) return this.#noteEcho(wake);
       this.#options.onReceived?.(1);
       this.#callWakeListeners(wake);
     }
+  }
+
+  #noteEcho({ askedAt }: Wake): void {
+    if (askedAt !== undefined) this.#options.onEcho?.(Math.max(0, performance.now() - askedAt));
   }
 
   #callWakeListeners(wake: Wake): void {

@@ -67,6 +67,21 @@ export default defineConfig({
       {
         extends: true,
         test: {
+          // the running product with the real Prometheus, Alertmanager and a browser
+          name: 'observability',
+          include: ['test/observability/**/*.test.ts'],
+          globalSetup: [
+            ...onPostgres.globalSetup,
+            join(import.meta.dirname, 'setup/prometheus.ts'),
+          ],
+          testTimeout: 120_000,
+          hookTimeout: 300_000,
+          fileParallelism: false,
+        },
+      },
+      {
+        extends: true,
+        test: {
           // how a release is made, with the real programs where Debian has them
           name: 'release',
           include: ['test/deploy/{workflows,release,deploy-by-ssh}.test.ts'],

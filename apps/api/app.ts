@@ -11,12 +11,15 @@ import type { AppDependencies } from './dependencies.ts';
 import { networkOf } from './failure-limit.ts';
 import { addNotFoundHandler, answerClientError } from './http-errors.ts';
 import { addOpenApi, openApiRoutes } from './openapi.ts';
+import { problemCodes } from './problem-codes.ts';
 import { createProblemHandler, Problem } from './problems.ts';
 import { addRequestHooks, requestId } from './request-hooks.ts';
+import { addServerSpans } from './server-span.ts';
 import { apiKeyRoutes } from './routes/api-keys.ts';
 import { deadLetterRoutes } from './routes/dead-letters.ts';
 import { eventRoutes } from './routes/events.ts';
 import { jobRoutes } from './routes/jobs.ts';
+import { logLevelRoutes } from './routes/log-levels.ts';
 import { opsRoutes } from './routes/ops.ts';
 import { receiveRoutes } from './routes/receive.ts';
 import { statusRoutes } from './routes/status.ts';
@@ -46,10 +49,12 @@ export async function buildApp(
   const { config, directory, logger, metrics } = deps;
   const { checks = [], isStarted = () => true, authFailures } = options;
   const isDraining = (): boolean => deps.isDraining();
-  const app = createServer(config, logger);
+  const app = createServer(deps);
+  metrics.declareHttpProblems(problemCodes);
   addNotFoundHandler(app);
   requireScopes(app);
   app.setErrorHandler(createProblemHandler(logger));
+  addServerSpans(app);
   addRequestHooks(app, { logger, metrics, isStarted, isDraining });
   await addSecurityHeaders(app, config);
   app.addHook(
@@ -77,6 +82,7 @@ export async function buildApp(
     deadLetterRoutes,
     jobRoutes,
     apiKeyRoutes,
+    logLevelRoutes,
     statusRoutes,
   ]) {
     addRoutes(app, deps);
@@ -90,7 +96,7 @@ function frameworkLogger(logger: Logger): FastifyBaseLogger {
   return logger.child({}, { level: logger.isLevelEnabled('warn') ? 'warn' : logger.level });
 }
 
-function createServer(config: ApiConfig, logger: Logger): FastifyInstance {
+function createServer({ config, logger, metrics }: AppDependencies): FastifyInstance {
   const handleProblem = createProblemHandler(logger);
   const app = fastify({
     loggerInstance: frameworkLogger(logger),
@@ -114,7 +120,7 @@ function createServer(config: ApiConfig, logger: Logger): FastifyInstance {
     // while it closes, what came over an open connection is still served
     return503OnClosing: false,
     forceCloseConnections: 'idle',
-    clientErrorHandler: answerClientError,
+    clientErrorHandler: (error, socket) => answerClientError(error, socket, metrics),
     frameworkErrors: (error, request, reply) => void handleProblem(error, request, reply),
     ajv: {
       customOptions: {

@@ -95,7 +95,9 @@ export function createAuthHook(options: AuthOptions) {
   const failures = new FailureLimit({ max: failuresMax, windowMs: failureWindowMs });
 
   async function authenticate(request: FastifyRequest): Promise<DirectoryApiKey> {
-    const text = bearerKey(request.headers.authorization);
+    const { authorization } = request.headers;
+    const isBasic = request.routeOptions.config.acceptsBasic === true;
+    const text = (isBasic ? basicKey(authorization) : undefined) ?? bearerKey(authorization);
     const hash = hashKey(text);
     // Somebody else behind the same proxy must not shut out who has a good key.
     const waitMs = directory.wasApiKey(hash) ? 0 : failures.waitMs(request.ip);
@@ -138,6 +140,14 @@ function bearerKey(header: string | undefined): string {
   return key;
 }
 
+/** The password of RFC 7617, whatever the name before it; undefined where there is none that could be a key. */
+function basicKey(header: string | undefined): string | undefined {
+  const encoded = /^Basic +([A-Za-z0-9+/]{1,1024}={0,2})$/i.exec(header ?? '')?.[1];
+  if (encoded === undefined) return undefined;
+  const pair = Buffer.from(encoded, 'base64').toString();
+  return /^[^:]*:([\x21-\x7e]{1,256})$/.exec(pair)?.[1];
+}
+
 function unauthorized(detail: string, parameter?: string): Problem {
   const challenge = ['Bearer realm="event-broker"', parameter].filter((part) => part !== undefined);
   return new Problem('unauthorized', detail, {
@@ -149,6 +159,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** What a key must be allowed for this route; 'none' opens it to everybody. Every route says so. */
     scope?: Scope | 'none';
+    /** The key may also come as the password of Basic authentication, as browsers send it: only where nothing is changed. */
+    acceptsBasic?: boolean;
     /** The path parameter that is a topic's name: keys may be narrowed to topics. */
     topicParam?: string;
     /** The path parameter that is a subscription's name: its topic is looked at. */

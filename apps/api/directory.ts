@@ -93,6 +93,9 @@ export class Directory implements Disposable {
         // they are kept by hash, and change seldom
         this.#apiKeys.clear();
         break;
+      case 'log_level':
+        // nothing of it is kept here
+        break;
     }
   }
 

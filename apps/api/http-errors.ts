@@ -2,15 +2,21 @@ import type { Socket } from 'node:net';
 import { STATUS_CODES } from 'node:http';
 import { randomUUID } from 'node:crypto';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { Metrics } from '#runtime/metrics.ts';
 import { Problem, problemBody, problemMediaType, sendProblem } from './problems.ts';
 
 /** Answers what was no request that a route could have had: bad HTTP, headers too large, too slow. */
-export function answerClientError(error: NodeJS.ErrnoException, socket: Socket): void {
+export function answerClientError(
+  error: NodeJS.ErrnoException,
+  socket: Socket,
+  { recordHttpProblem }: Pick<Metrics, 'recordHttpProblem'>,
+): void {
   if (error.code === 'ECONNRESET' || !socket.writable) {
     socket.destroy();
     return;
   }
   const problem = clientProblem(error.code);
+  recordHttpProblem(problem.code);
   const body = problemBody(problem, { id: randomUUID(), path: '' });
   const head = [
     `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status] ?? ''}`,

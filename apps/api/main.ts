@@ -1,9 +1,11 @@
 import { loadApiConfig } from '#runtime/config.ts';
 import { runProcess } from '#runtime/process.ts';
-import { startApi } from './start.ts';
 
 await runProcess(process.env, {
   service: 'api',
   loadConfig: loadApiConfig,
-  start: async (config, kit) => void (await startApi(config, kit)),
+  async start(config, kit) {
+    const { startApi } = await import('./start.ts');
+    await startApi(config, kit);
+  },
 });

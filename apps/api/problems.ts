@@ -84,15 +84,18 @@ export async function sendProblem(
     .send(problemBody(problem, { id: request.id, path }));
 }
 
-/** The one handler of everything that is thrown. What nobody foresaw is logged, and answered without a word of it. */
-export function createProblemHandler(logger: Pick<Logger, 'error'>) {
+/**
+ * The one handler of everything that is thrown. What nobody foresaw is logged, and answered without a word of it.
+ * @param send how it is answered, where that is not by a problem's own JSON
+ */
+export function createProblemHandler(logger: Pick<Logger, 'error'>, send = sendProblem) {
   return async (error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> => {
     const problem = problemOf(error, request);
     if (problem.code === 'internal_error') {
       const route = request.routeOptions.url;
       logger.error({ err: error, request_id: request.id, method: request.method, route }, 'defect');
     }
-    await sendProblem(request, reply, problem);
+    await send(request, reply, problem);
   };
 }
 

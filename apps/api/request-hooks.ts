@@ -4,6 +4,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from '#runtime/logger.ts';
 import type { Metrics } from '#runtime/metrics.ts';
 import { Problem } from './problems.ts';
+import { inServerSpan } from './server-span.ts';
 
 const requestIdPattern = /^[A-Za-z0-9._~:-]{1,128}$/;
 
@@ -15,7 +16,7 @@ export function requestId(request: Pick<IncomingMessage, 'headers'>): string {
 
 export interface RequestHookOptions {
   readonly logger: Pick<Logger, 'info' | 'debug' | 'warn'>;
-  readonly metrics: Pick<Metrics, 'recordHttpRequest'>;
+  readonly metrics: Pick<Metrics, 'recordHttpRequest' | 'recordHttpProblem'>;
   /** False until the database is there and migrated. */
   isStarted(): boolean;
   isDraining(): boolean;
@@ -29,6 +30,10 @@ export function addRequestHooks(app: FastifyInstance, options: RequestHookOption
 
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id).header('cache-control', 'no-store');
+    // to who goes away nothing is sent, and then no onResponse comes either
+    reply.raw.once('close', () => {
+      if (!reply.raw.writableFinished) tell(request, reply);
+    });
     const isOpen = request.is404 || request.routeOptions.config.scope === 'none';
     if (!isOpen && !options.isStarted()) throw new Problem('starting');
     if (!isOpen) refuseEncoding(request);
@@ -39,14 +44,29 @@ export function addRequestHooks(app: FastifyInstance, options: RequestHookOption
     if (options.isDraining()) reply.header('connection', 'close');
   });
 
-  app.addHook('onResponse', async (request, reply) => {
+  const told = new WeakSet<FastifyRequest>();
+  function tell(request: FastifyRequest, reply: FastifyReply): void {
+    if (told.has(request)) return;
+    told.add(request);
     const route = request.routeOptions.url ?? 'unmatched';
     const { method } = request;
-    const status = reply.statusCode;
+    const status = statusOf(reply);
     const durationMs = reply.elapsedTime;
     metrics.recordHttpRequest({ method, route, status, durationSeconds: durationMs / 1000 });
-    logger[levelOf(request, reply)](accessLine(request, reply), 'request');
-  });
+    if (request.problemCode !== undefined) metrics.recordHttpProblem(request.problemCode);
+    inServerSpan(request, () =>
+      logger[levelOf(request, reply)](requestLine(request, reply), 'request'),
+    );
+  }
+
+  app.addHook('onResponse', async (request, reply) => tell(request, reply));
+}
+
+/** Of one who went away before there was an answer no status was sent; nginx counts it by this number. */
+const clientWentAway = 499;
+
+function statusOf(reply: FastifyReply): number {
+  return reply.raw.writableFinished || reply.raw.headersSent ? reply.statusCode : clientWentAway;
 }
 
 /** A body that is compressed would be read as it is, and seem to be bad JSON. RFC 9110 section 8.4. */
@@ -59,15 +79,22 @@ function refuseEncoding({ headers }: FastifyRequest): void {
   });
 }
 
-function accessLine(request: FastifyRequest, reply: FastifyReply) {
+/** The one line of a request, as deploy/logs.md has it. What does not apply is undefined, and left out. */
+export function requestLine(request: FastifyRequest, reply: FastifyReply) {
+  const { url: route, config } = request.routeOptions;
+  const named = (parameter: string | undefined): string | undefined =>
+    parameter && (request.params as Readonly<Record<string, string>>)[parameter];
   return {
     request_id: request.id,
     method: request.method,
+    route: route ?? 'unmatched',
     path: request.url.split('?', 1)[0],
-    status: reply.statusCode,
+    status: statusOf(reply),
     duration_ms: Math.round(reply.elapsedTime * 10) / 10,
     ip: request.ip,
     key: request.apiKey?.name,
+    topic: named(config.topicParam),
+    subscription: named(config.subscriptionParam),
     code: request.problemCode,
     // the client went away before it had its answer
     aborted: reply.raw.writableFinished ? undefined : true,

@@ -3,10 +3,12 @@ import type { FastifyInstance } from 'fastify';
 import { sql } from 'kysely';
 import { createDatabase, type Database } from '#db/client.ts';
 import { faultOf } from '#db/errors.ts';
+import { findLogLevel } from '#db/log-levels.ts';
 import { heartbeatProcess, registerProcess, unregisterProcess } from '#db/processes.ts';
 import { waitForSchema } from '#db/schema-version.ts';
 import { createWakeups, NotificationsLost, type Wakeups } from '#db/wakeups.ts';
 import type { ApiConfig } from '#runtime/config.ts';
+import { followLogLevel } from '#runtime/log-level.ts';
 import { startLoop } from '#runtime/loop.ts';
 import { createMetrics, type Metrics } from '#runtime/metrics.ts';
 import type { ProcessKit } from '#runtime/process.ts';
@@ -40,13 +42,20 @@ export interface RunningApi {
  */
 export async function startApi(config: ApiConfig, kit: ApiKit): Promise<RunningApi> {
   const { logger, lifecycle } = kit;
-  const metrics = kit.metrics ?? createMetrics({ service: 'api' });
+  const metrics =
+    kit.metrics ?? createMetrics({ service: 'api', namesMax: config.metricsNamesMax });
+  if (kit.metrics === undefined) {
+    kit.onSpansDropped?.(metrics.recordSpansDropped);
+    kit.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
+  }
   const database = createDatabase({
     url: config.databaseUrl,
     applicationName: `broker-api-${config.instance}`,
     poolMax: config.databasePoolMax,
     statementTimeoutMs: config.statementTimeoutMs,
+    onQuery: metrics.recordDatabaseQuery,
   });
+  metrics.watchPool(() => database.poolState());
   lifecycle.onShutdown('close', 'database', async () => database.close());
   const wakeups = openWakeups(config, { db: database.db, logger, metrics });
   lifecycle.onShutdown('close', 'wake-ups', async () => wakeups.close());
@@ -81,6 +90,13 @@ export async function startApi(config: ApiConfig, kit: ApiKit): Promise<RunningA
   await prepareDatabase(config, database.db, kit);
   // Told to stop meanwhile: what would begin now, nobody would end.
   lifecycle.signal.throwIfAborted();
+  const levels = followLogLevel({
+    logger,
+    level: config.logLevel,
+    changes: wakeups,
+    read: (service) => findLogLevel(database.db, service),
+  });
+  lifecycle.onShutdown('close', 'log level', async () => levels.stop());
   admission.begin(createAdmission({ db: database.db, logger }));
   isStarted = true;
   logger.info({ url: running.url }, 'api listens');
@@ -157,6 +173,7 @@ function openWakeups(
     applicationName: `broker-api-${config.instance}`,
     onSent: (count) => metrics.recordWakeUps('sent', count),
     onReceived: (count) => metrics.recordWakeUps('received', count),
+    onEcho: (latencyMs) => metrics.recordWakeupHeard(latencyMs / 1000),
     onProblem: (error) => {
       const message =
         error instanceof NotificationsLost ? 'polling instead' : 'no wake-ups from the database';

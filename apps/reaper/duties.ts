@@ -3,6 +3,7 @@ import { ensurePartitions } from '#db/partitions.ts';
 import { forgetProcesses } from '#db/processes.ts';
 import { purgeDeleted, purgeIdempotencyKeys } from '#db/purge.ts';
 import { backlogSamples } from '#db/stats.ts';
+import { observe } from './observe-database.ts';
 import { reapLeases } from './reap-leases.ts';
 import { retirePartitions } from './retire-partitions.ts';
 import { runJobs } from './run-jobs.ts';
@@ -26,6 +27,7 @@ export const duties = {
   purge_idempotency_keys: { intervalMs: 10_000, begin: purgeKeys },
   run_jobs: { intervalMs: 500, begin: runJobs },
   forget_processes: { intervalMs: 60_000, begin: forget },
+  observe_database: { intervalMs: 15_000, begin: observe },
 } satisfies Record<string, Duty>;
 
 export type DutyName = keyof typeof duties;
@@ -43,6 +45,7 @@ function sample(term: Term): DutyRun {
         leased: row.leased_events,
         oldestWaitingSeconds: row.oldest_waiting_seconds,
         deadLetters: row.dead_letters,
+        backlogLimit: row.max_backlog,
       })),
     );
   };

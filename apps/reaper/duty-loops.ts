@@ -3,12 +3,13 @@ import type { Leadership } from '#db/leader.ts';
 import type { Logger } from '#runtime/logger.ts';
 import { startLoop } from '#runtime/loop.ts';
 import { duties } from './duties.ts';
+import { DutySpan } from './duty-span.ts';
 import type { Outage } from '#runtime/outage.ts';
 import type { Duty, DutyRun, Term } from './term.ts';
 
 export interface DutyLoopsOptions {
   readonly leadership: Leadership;
-  readonly term: Omit<Term, 'term' | 'signal'>;
+  readonly term: Omit<Term, 'term' | 'signal' | 'note'>;
   readonly reapIntervalMs: number;
   readonly logger: Pick<Logger, 'warn' | 'info'>;
   readonly outage: Outage;
@@ -28,7 +29,9 @@ export function startDuties(options: DutyLoopsOptions): DutyLoops {
   const signal = AbortSignal.any([leadership.lost, stopping.signal]);
   const term: Term = { ...options.term, term: leadership.term, signal };
   const loops = Object.entries(options.duties ?? duties).map(([name, duty]: [string, Duty]) => {
-    const tick = guard(name, { ...options, signal, run: duty.begin(term) });
+    const span = new DutySpan(name);
+    const run = duty.begin({ ...term, note: span.note });
+    const tick = guard(name, { ...options, signal, run, span });
     const intervalMs = duty.intervalMs ?? options.reapIntervalMs;
     return startLoop({ name, intervalMs, signal, onTick: tick });
   });
@@ -42,23 +45,26 @@ export function startDuties(options: DutyLoopsOptions): DutyLoops {
 
 interface Guarded extends DutyLoopsOptions {
   readonly run: DutyRun;
+  readonly span: DutySpan;
   readonly signal: AbortSignal;
 }
 
 /** One tick of a duty: not without the leadership, measured, and with one line when it begins to fail and one when it works. */
 function guard(name: string, options: Guarded): DutyRun {
-  const { leadership, outage, logger, signal, run } = options;
+  const { leadership, outage, logger, signal, run, span } = options;
   const { metrics } = options.term;
   let isFailing = false;
   return async () => {
     if (!leadership.isLeading()) return undefined;
     const began = performance.now();
-    const record = (result: 'done' | 'failed' | 'fenced'): void =>
+    const record = (result: 'done' | 'failed' | 'fenced'): void => {
       metrics.recordDuty({
         duty: name,
         result,
         durationSeconds: (performance.now() - began) / 1000,
       });
+      span.record(began, result, leadership.term);
+    };
     try {
       const found = await run();
       record('done');

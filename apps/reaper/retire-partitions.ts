@@ -32,6 +32,7 @@ async function retire(term: Term, partition: ExpiredPartition): Promise<void> {
   // what was being settled while it was looked at
   await expire(term, partition);
   await dropPartition(term.db, term.term, partition);
+  term.note?.('dropped_partitions', 1);
 }
 
 async function expire(term: Term, partition: ExpiredPartition): Promise<void> {
@@ -50,11 +51,11 @@ async function expire(term: Term, partition: ExpiredPartition): Promise<void> {
       expired.map((each) => each.subscription_id),
     );
     for (const each of expired) {
-      term.metrics.recordEventsExpired({
-        topic: topics.get(each.topic_id) ?? '',
-        subscription: subscriptions.get(each.subscription_id) ?? '',
-        events: each.dropped + each.dead,
-      });
+      const topic = topics.get(each.topic_id) ?? '';
+      const subscription = subscriptions.get(each.subscription_id) ?? '';
+      const { dropped, dead } = each;
+      term.metrics.recordEventsExpired({ topic, subscription, events: dropped + dead });
+      term.metrics.recordDeadLettered({ subscription, reason: 'expired', events: dead });
     }
   }
 }

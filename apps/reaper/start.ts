@@ -2,10 +2,12 @@ import { hostname } from 'node:os';
 import { sql } from 'kysely';
 import { createDatabase, type Database } from '#db/client.ts';
 import { Candidate } from '#db/leader.ts';
+import { findLogLevel } from '#db/log-levels.ts';
 import { heartbeatProcess, registerProcess, unregisterProcess } from '#db/processes.ts';
 import { waitForSchema } from '#db/schema-version.ts';
-import { createWakeups } from '#db/wakeups.ts';
+import { createWakeups, type Wakeups } from '#db/wakeups.ts';
 import type { ReaperConfig } from '#runtime/config.ts';
+import { followLogLevel } from '#runtime/log-level.ts';
 import { startLoop } from '#runtime/loop.ts';
 import { createMetrics, type Metrics } from '#runtime/metrics.ts';
 import { serveOps } from '#runtime/ops-server.ts';
@@ -32,7 +34,12 @@ export async function startReaper(
   dependencies: ReaperDependencies,
 ): Promise<RunningReaper> {
   const { logger, lifecycle } = dependencies;
-  const metrics = dependencies.metrics ?? createMetrics({ service: 'reaper' });
+  const metrics =
+    dependencies.metrics ?? createMetrics({ service: 'reaper', namesMax: config.metricsNamesMax });
+  if (dependencies.metrics === undefined) {
+    dependencies.onSpansDropped?.(metrics.recordSpansDropped);
+    dependencies.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
+  }
   const applicationName = `broker-reaper-${config.instance}`;
   const directUrl = config.databaseDirectUrl ?? config.databaseUrl;
   const { statementTimeoutMs } = config;
@@ -41,7 +48,9 @@ export async function startReaper(
     applicationName,
     poolMax: config.databasePoolMax,
     statementTimeoutMs,
+    onQuery: metrics.recordDatabaseQuery,
   });
+  metrics.watchPool(() => database.poolState());
   const { db } = database;
   lifecycle.onShutdown('close', 'database', async () => database.close());
   const isAlone = dependencies.metrics === undefined;
@@ -62,6 +71,7 @@ export async function startReaper(
     ...observeWakeups({ logger, metrics, outage }),
   });
   lifecycle.onShutdown('close', 'wake-ups', async () => wakeups.close());
+  followLevel(config, dependencies, { db, wakeups });
 
   const candidate = new Candidate({
     directUrl,
@@ -85,6 +95,16 @@ export async function startReaper(
       return reaper.isLeading;
     },
   };
+}
+
+function followLevel(
+  { logLevel: level }: ReaperConfig,
+  { logger, lifecycle }: ProcessKit,
+  { db, wakeups }: { readonly db: Database; readonly wakeups: Wakeups },
+): void {
+  const read = (service: string): ReturnType<typeof findLogLevel> => findLogLevel(db, service);
+  const levels = followLogLevel({ logger, level, changes: wakeups, read });
+  lifecycle.onShutdown('close', 'log level', async () => levels.stop());
 }
 
 /** Shows the process in `broker.worker` for as long as it lives. */

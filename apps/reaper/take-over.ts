@@ -1,5 +1,6 @@
 import { namesOf } from '#db/stats.ts';
 import { findGoneWorkers, takeOver, topicsLeasedBy } from '#db/take-over.ts';
+import { countDead } from './count-dead.ts';
 import { Failures } from './failures.ts';
 import type { DutyRun, Term } from './term.ts';
 
@@ -16,10 +17,12 @@ const farBackMs = 3_600_000;
  */
 export function takeOverLeases(term: Term): DutyRun {
   let isClear = false;
+  const newlyGone = countNewlyGone();
   return async () => {
     const lookBackMs = isClear ? term.lookBackMs : Math.max(farBackMs, term.lookBackMs);
     isClear = false;
     const workers = await findGoneWorkers(term.db, term.term, lookBackMs);
+    term.metrics.recordWorkersGone(newlyGone(workers, lookBackMs > term.lookBackMs));
     let found = 0;
     const failures = new Failures();
     for (let at = 0; at < workers.length; at += workersPerLook) {
@@ -27,6 +30,22 @@ export function takeOverLeases(term: Term): DutyRun {
     }
     failures.throwIfAny();
     isClear = found === 0;
+  };
+}
+
+/**
+ * How many of those that a look finds gone were not by the look before. Those of the first look were counted in the term before:
+ * nobody is marked in the first 5 s of one. A name may live again, and be gone again, which only shows in a look that is not far.
+ */
+function countNewlyGone(): (workers: readonly string[], isFar: boolean) => number {
+  let known: Set<string> | undefined;
+  let seen = new Set<string>();
+  return (workers, isFar) => {
+    const before = isFar ? (known ?? new Set(workers)) : seen;
+    const fresh = workers.filter((worker) => !before.has(worker));
+    seen = isFar && known !== undefined ? seen.union(new Set(fresh)) : new Set(workers);
+    known = new Set([...(known ?? []), ...workers]);
+    return fresh.length;
   };
 }
 
@@ -58,6 +77,8 @@ async function takeAll(
     const taken = await takeOver(term.db, topicId, term.term, { worker, limit: leasesPerCall });
     term.wakeups.wake(topicId, taken.woken);
     term.metrics.recordLeasesTakenOver({ topic, leases: taken.expired_events });
+    await countDead(term, taken);
+    term.note?.('taken_over_events', taken.expired_events);
     if (!taken.more) return;
   }
 }

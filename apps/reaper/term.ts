@@ -13,6 +13,8 @@ export interface Term {
   readonly signal: AbortSignal;
   /** Nothing becomes waiting, and no lease appears, further back than this from its commit: two statement timeouts. */
   readonly lookBackMs: number;
+  /** For the span of the run: what it did, and to how many. */
+  readonly note?: (what: string, count: number) => void;
 }
 
 /** One run of a duty; `'again'`: there was more than it should take at a time. */

@@ -1,3 +1,5 @@
+import { activeSpanContext } from './tracing.ts';
+
 /** The attributes and data of an event as they are stored. */
 export interface EventRow {
   readonly event_id: string;
@@ -82,14 +84,14 @@ export function dataHeaders(
 
 /**
  * W3C Trace Context of the request. CloudEvents' tracing extension (attributes `traceparent` and `tracestate`) tells in
- * which trace the event was made and stays as it is at every hop; these headers belong to one hop. As long as no span of
- * a delivery exists, they pass on the same.
+ * which trace the event was made and stays as it is at every hop; these headers belong to one hop. Inside the span of a delivery its HTTP
+ * client writes them; where there is none, they pass on the same.
  */
 export function traceHeaders(
   event: Pick<EventRow, 'traceparent' | 'tracestate'>,
 ): Record<string, string> {
   const headers: Record<string, string> = {};
-  if (event.traceparent === null) return headers;
+  if (event.traceparent === null || activeSpanContext() !== undefined) return headers;
   headers['traceparent'] = printable(event.traceparent);
   if (event.tracestate !== null) headers['tracestate'] = printable(event.tracestate);
   return headers;

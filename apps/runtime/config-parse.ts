@@ -126,6 +126,10 @@ const textRules = {
       : undefined),
   'target-cidr': checkCidr,
   'encryption-keys': checkEncryptionKeys,
+  'key-values': (text) =>
+    isKeyValues(text)
+      ? undefined
+      : 'must be name=value, percent-encoded, with commas between several',
   'header-text': (text) =>
     /^[\x21-\x7e]+$/.test(text) ? undefined : 'must be printable ASCII without spaces',
 } satisfies Record<NonNullable<VariableSchema['check']>, (text: string) => string | undefined>;
@@ -149,6 +153,15 @@ function checkEncryptionKeys(text: string): string | undefined {
   if (keys.length > encryptionKeysMax) return `must be ${encryptionKeysMax} keys at most`;
   const distinct = new Set(keys.map((key) => Buffer.from(key, 'base64').toString('hex')));
   return distinct.size === keys.length ? undefined : 'has the same key twice';
+}
+
+/** The list of a W3C baggage header without properties, which OpenTelemetry's variables are too. */
+function isKeyValues(text: string): boolean {
+  return text
+    .split(',')
+    .every((pair) =>
+      /^\s*[A-Za-z0-9!#$&'*+.^_`|~-]+\s*=[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e ]*$/.test(pair),
+    );
 }
 
 function checkOrigin(text: string): string | undefined {

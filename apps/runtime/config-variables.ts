@@ -1,5 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { deploymentVariables } from './config-deployment.ts';
+import { traceVariables } from './config-observability.ts';
 
 // The one place where environment variables are named and get their defaults and limits.
 // Beside JSON Schema's own keywords: `secret` (may come as NAME_FILE, never shown), `check` (a rule
@@ -58,6 +59,13 @@ const commonVariables = {
     maximum: 600_000,
     default: 25_000,
     description: 'Time for draining after SIGTERM; then the process exits with code 1.',
+  }),
+  METRICS_NAMES_MAX: Type.Integer({
+    minimum: 1,
+    maximum: 10_000,
+    default: 200,
+    description:
+      'Topics, and subscriptions, that have metrics of their own in a process; those past it share the name other.',
   }),
 };
 
@@ -286,6 +294,7 @@ export const variableGroups = {
   Worker: workerVariables,
   'Worker and reaper': healthVariables,
   Reaper: reaperVariables,
+  'Traces (api, worker, reaper, migrate)': traceVariables,
   'npm start': dataVariables,
   'npm run demo, smoke test': demoVariables,
   'docker-compose.prod.yml and deploy/swarm': deploymentVariables,
@@ -300,6 +309,7 @@ export const variables = {
   ...workerVariables,
   ...healthVariables,
   ...reaperVariables,
+  ...traceVariables,
   ...dataVariables,
   ...demoVariables,
   ...deploymentVariables,
@@ -329,7 +339,8 @@ export type VariableSchema = {
     | 'cidr'
     | 'target-cidr'
     | 'header-text'
-    | 'encryption-keys';
+    | 'encryption-keys'
+    | 'key-values';
   readonly shown?: string;
   readonly earlier?: string;
 };

@@ -1,4 +1,5 @@
 import { hostname } from 'node:os';
+import { traceNames } from './config-observability.ts';
 import { type Environment, parseText, readText } from './config-parse.ts';
 import { findMisspelt } from './config-spelling.ts';
 import {
@@ -18,6 +19,8 @@ const commonNames = [
   'DATABASE_POOL_MAX',
   'STATEMENT_TIMEOUT_MS',
   'SHUTDOWN_TIMEOUT_MS',
+  'METRICS_NAMES_MAX',
+  ...traceNames,
 ] as const satisfies VariableName[];
 
 const apiNames = [
@@ -100,6 +103,10 @@ type OptionalName =
   | 'API_REPLICAS'
   | 'WORKER_REPLICAS'
   | 'REAPER_REPLICAS'
+  | 'OTEL_EXPORTER_OTLP_ENDPOINT'
+  | 'OTEL_EXPORTER_OTLP_TRACES_ENDPOINT'
+  | 'OTEL_EXPORTER_OTLP_HEADERS'
+  | 'OTEL_RESOURCE_ATTRIBUTES'
   | 'BROKER_URL'
   | 'API_KEY';
 
@@ -252,6 +259,7 @@ const orderedPairs = [
   ['PUBLISH_BODY_BYTES_MAX', 'PUBLISH_BUFFER_BYTES_MAX', 'such a request would always get 503'],
   ['REAPER_INTERVAL_MS', 'VISIBILITY_TIMEOUT_MS', 'leases would end long after they ran out'],
   ['STATEMENT_TIMEOUT_MS', 'SHUTDOWN_TIMEOUT_MS', 'one statement could outlast the shutdown'],
+  ['OTEL_BSP_MAX_EXPORT_BATCH_SIZE', 'OTEL_BSP_MAX_QUEUE_SIZE', 'so many are never held'],
 ] as const satisfies [VariableName, VariableName, string][];
 
 function crossFaults(values: ReadonlyMap<VariableName, unknown>, wanted: Process): string[] {
@@ -294,6 +302,7 @@ function spellingFaults(env: Environment): string[] {
   return faults;
 }
 
-function camelCase(name: string): string {
+/** The member of a configuration that a variable becomes. */
+export function camelCase(name: string): string {
   return name.toLowerCase().replaceAll(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
 }

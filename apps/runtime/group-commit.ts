@@ -1,4 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
+import { outsideSpan } from './tracing.ts';
 
 /** What travels together with others: it counts for so many events and bytes. */
 export interface Weighed {
@@ -36,7 +37,8 @@ export class GroupCommit<Item extends Weighed> {
     }
     const started = [item];
     this.#lanes.set(key, started);
-    void this.#run(key, started);
+    // what the first began is there for all that come until it is idle
+    void outsideSpan(() => this.#run(key, started));
   }
 
   /** Waits until everything is sent and answered, until the deadline at the latest; returns what was not sent. */

@@ -142,14 +142,14 @@ export class Lifecycle {
     }
     // Ctrl-C under npm arrives twice: from the terminal, and passed on by npm.
     if (now - this.#signalledAt < this.#signalGraceMs) return;
-    this.#logger.error({ reason: signal, unfinished: [...this.#unfinished] }, 'forced to exit');
+    this.#logger.fatal({ reason: signal, unfinished: [...this.#unfinished] }, 'forced to exit');
     process.exit(signalExitCodes[signal as StopSignal]);
   };
 
   readonly #onDeadline = (): void => {
     const unfinished = [...this.#unfinished];
     const active = process.getActiveResourcesInfo();
-    this.#logger.error(
+    this.#logger.fatal(
       { unfinished, active, timeout_ms: this.#timeoutMs },
       'not stopped in time, forced to exit',
     );

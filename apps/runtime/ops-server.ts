@@ -17,7 +17,7 @@ export type OpsOptions = {
   readonly checks: readonly ReadinessCheck[];
   /** True from the beginning of the shutdown: readiness is then false without asking. */
   readonly isDraining: () => boolean;
-  readonly metrics: Pick<Metrics, 'registry'>;
+  readonly metrics: Pick<Metrics, 'expose' | 'declareHealthChecks' | 'recordHealthCheckFailure'>;
   /** Gets one line when readiness changes. */
   readonly logger?: Pick<Logger, 'warn' | 'info'>;
 };
@@ -34,8 +34,8 @@ export type OpsHandlers = {
   readonly live: () => OpsAnswer;
   /** 200 when every check passes, else 503 with the names of those that fail. */
   readonly health: () => Promise<OpsAnswer>;
-  /** Prometheus' text format. */
-  readonly metrics: () => Promise<OpsAnswer>;
+  /** Prometheus' text format, or OpenMetrics where the Accept header asks for it. */
+  readonly metrics: (accept?: string) => Promise<OpsAnswer>;
 };
 
 type CheckResult = { readonly name: string; readonly status: 'ok' | 'failed' | 'timeout' };
@@ -45,12 +45,20 @@ type Outcome = CheckResult & { readonly error?: unknown };
 export function createOpsHandlers(options: OpsOptions): OpsHandlers {
   let running: Promise<Outcome[]> | undefined;
   let wasReady: boolean | undefined;
+  options.metrics.declareHealthChecks(options.checks.map(({ name }) => name));
 
   // Health is open to everybody, so requests at the same time share one round of checks.
   function runChecks(): Promise<Outcome[]> {
-    running ??= Promise.all(options.checks.map(runCheck)).finally(() => {
-      running = undefined;
-    });
+    running ??= Promise.all(options.checks.map(runCheck))
+      .then((outcomes) => {
+        for (const { name, status } of outcomes) {
+          if (status !== 'ok') options.metrics.recordHealthCheckFailure(name);
+        }
+        return outcomes;
+      })
+      .finally(() => {
+        running = undefined;
+      });
     return running;
   }
 
@@ -77,11 +85,7 @@ export function createOpsHandlers(options: OpsOptions): OpsHandlers {
   return {
     live: () => ({ status: 204, contentType: undefined, body: '' }),
     health,
-    metrics: async () => ({
-      status: 200,
-      contentType: options.metrics.registry.contentType,
-      body: await options.metrics.registry.metrics(),
-    }),
+    metrics: async (accept) => ({ status: 200, ...(await options.metrics.expose(accept)) }),
   };
 }
 
@@ -182,7 +186,7 @@ function route(handlers: OpsHandlers, request: IncomingMessage): OpsAnswer | Pro
   const handler = {
     '/api/health/live': handlers.live,
     '/api/health': handlers.health,
-    '/api/metrics': handlers.metrics,
+    '/api/metrics': () => handlers.metrics(request.headers.accept),
   }[path ?? ''];
   if (handler === undefined) return asJson(404, { status: 'not_found' });
   if (request.method !== 'GET' && request.method !== 'HEAD') {

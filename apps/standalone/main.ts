@@ -1,9 +1,11 @@
 import { loadStandaloneConfig } from '#runtime/config.ts';
 import { runProcess } from '#runtime/process.ts';
-import { startStandalone } from './start.ts';
 
 await runProcess(process.env, {
   service: 'standalone',
   loadConfig: loadStandaloneConfig,
-  start: startStandalone,
+  async start(config, kit) {
+    const { startStandalone } = await import('./start.ts');
+    await startStandalone(config, kit);
+  },
 });

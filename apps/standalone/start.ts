@@ -5,6 +5,7 @@ import { waitForSchema } from '#db/schema-version.ts';
 import type { StandaloneConfig } from '#runtime/config.ts';
 import { createMetrics } from '#runtime/metrics.ts';
 import type { ProcessKit } from '#runtime/process.ts';
+import { withSpan } from '#runtime/tracing.ts';
 import { startApi } from '../api/start.ts';
 import { startReaper } from '../reaper/start.ts';
 import { startWorker } from '../worker/start.ts';
@@ -31,16 +32,20 @@ export async function startStandalone(config: StandaloneConfig, kit: ProcessKit)
   // Told to stop meanwhile: what is there by now is stopped already.
   lifecycle.signal.throwIfAborted();
   const { databaseUrl, adminApiKey, dataDir } = provided;
-  const migrated = migrate({
-    databaseUrl: config.databaseDirectUrl ?? databaseUrl,
-    // On a new database each function is a line, and nobody waits for them.
-    onProgress: (line) => logger[line.startsWith('migrated') ? 'info' : 'debug'](line),
-  });
+  const migrated = withSpan('migrate', { parent: 'root', isRare: true }, async () =>
+    migrate({
+      databaseUrl: config.databaseDirectUrl ?? databaseUrl,
+      // On a new database each function is a line, and nobody waits for them.
+      onProgress: (line) => logger[line.startsWith('migrated') ? 'info' : 'debug'](line),
+    }),
+  );
   // Told to stop meanwhile: the database is not stopped under what works on it.
   lifecycle.onShutdown('close', 'migrations', async () => migrated.catch(() => undefined));
   await migrated;
   lifecycle.signal.throwIfAborted();
-  const metrics = createMetrics({ service: 'standalone' });
+  const metrics = createMetrics({ service: 'standalone', namesMax: config.metricsNamesMax });
+  kit.onSpansDropped?.(metrics.recordSpansDropped);
+  kit.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
   // On a laptop the endpoints are on the laptop; a database that others share may be on a host with neighbours.
   const opensLoopback = dataDir !== undefined && config.allowPrivateTargets.length === 0;
   const allowPrivateTargets = opensLoopback ? loopback : config.allowPrivateTargets;

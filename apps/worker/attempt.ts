@@ -3,9 +3,12 @@ import { disableSubscription } from '#db/push-subscriptions.ts';
 import type { Settlement } from '#db/settle.ts';
 import type { Logger } from '#runtime/logger.ts';
 import type { Metrics, PushResult } from '#runtime/metrics.ts';
+import { exemplarTrace } from '#runtime/metrics/exemplar.ts';
+import { attemptLevel, attemptLine } from './attempt-line.ts';
 import type { DeliveryQueue, Held } from './delivery-queue.ts';
 import type { EndpointClient, EndpointResult } from './endpoint-client.ts';
 import { classify, type Outcome } from './outcome.ts';
+import { noteAttempt } from './process-span.ts';
 import type { PushSubscription } from './push-directory.ts';
 import { buildRequest } from './push-request.ts';
 
@@ -13,12 +16,18 @@ export interface AttemptOptions {
   readonly db: Database;
   readonly client: Pick<EndpointClient, 'send'>;
   readonly metrics: Pick<Metrics, 'recordPushRequest' | 'recordDelivered'>;
-  readonly logger: Pick<Logger, 'info' | 'warn' | 'error'>;
+  readonly logger: Pick<Logger, 'debug' | 'info' | 'warn' | 'error'>;
   /** Aborted when the process has no more time for answers. */
   readonly signal: AbortSignal;
 }
 
 const disabledWithinMs = 5000;
+
+/** What a delivery came to. */
+export interface DeliverySettlement extends Settlement {
+  /** Of a trace that shows it. */
+  readonly traceId?: string | undefined;
+}
 
 /** One attempt: prepare → sign → send → classify → learn from it. What it came to is for the caller to settle. */
 export async function attemptDelivery(
@@ -26,23 +35,30 @@ export async function attemptDelivery(
   held: Held,
   subscription: PushSubscription,
   options: AttemptOptions,
-): Promise<Settlement> {
+): Promise<DeliverySettlement> {
   const { client, metrics, signal } = options;
   const now = databaseTime(held);
   const { event } = held;
+  const traceId = exemplarTrace(event.traceparent);
   metrics.recordDelivered({
     subscription: subscription.name,
     events: 1,
-    latencySeconds: (now - Date.parse(event.published_at)) / 1000,
+    redelivered: event.attempt > 1 ? 1 : 0,
+    waitSeconds: (now - Date.parse(event.due_at)) / 1000,
+    traceId,
   });
   const request = buildRequest(event, subscription, Math.floor(now / 1000));
   const result = await client.send({ ...request, signal });
   metrics.recordPushRequest({
     subscription: subscription.name,
     result: resultClass(result),
+    failure: result.kind === 'failure' ? result.reason : undefined,
     durationSeconds: result.durationMs / 1000,
   });
   const outcome = classify(result, subscription);
+  noteAttempt(result, outcome);
+  const line = attemptLine(held, subscription, { result, outcome });
+  options.logger[attemptLevel(outcome)](line, 'attempt');
   learn(queue, { result, outcome }, options);
   if (outcome.endpoint === 'gone') await disable(subscription, options);
   return {
@@ -50,6 +66,7 @@ export async function attemptDelivery(
     outcome: outcome.outcome,
     delayMs: outcome.delayMs,
     error: outcome.error,
+    traceId,
     answer: {
       status: result.kind === 'answer' ? result.status : null,
       durationMs: result.durationMs,

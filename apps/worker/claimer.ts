@@ -5,7 +5,10 @@ import { LowWaterMarks } from '#db/low-water-marks.ts';
 import { idleMark } from '#db/mark.ts';
 import type { WorkerSession } from '#db/worker-session.ts';
 import type { Logger } from '#runtime/logger.ts';
+import type { Metrics } from '#runtime/metrics.ts';
+import { recordReceive } from '#runtime/messaging-spans.ts';
 import type { Outage } from '#runtime/outage.ts';
+import { outsideSpan } from '#runtime/tracing.ts';
 import type { DeliveryQueue, Held } from './delivery-queue.ts';
 
 export interface ClaimerOptions {
@@ -14,6 +17,7 @@ export interface ClaimerOptions {
   readonly leaseMs: number;
   readonly logger: Pick<Logger, 'error'>;
   readonly outage: Outage;
+  readonly metrics: Pick<Metrics, 'recordClaim'>;
   /** The life in which this worker may claim now; undefined: it may not. */
   readonly session: () => WorkerSession | undefined;
   /** Bytes that may still be claimed. */
@@ -119,7 +123,7 @@ export class Claimer {
     queues: readonly DeliveryQueue[],
     session: WorkerSession,
   ): Promise<void> {
-    const { db, leaseMs, outage, onClaimed } = this.#options;
+    const { db, leaseMs, outage, metrics, onClaimed } = this.#options;
     const sentAt = performance.now();
     for (const queue of queues) {
       queue.isClaiming = true;
@@ -127,10 +131,19 @@ export class Claimer {
       queue.isDue = false;
     }
     const rooms = queues.map((queue) => this.#roomOf(queue, queues.length, sentAt));
+    const record = (found: number | undefined): void =>
+      metrics.recordClaim({
+        events: found,
+        durationSeconds: (performance.now() - sentAt) / 1000,
+      });
     let events: ClaimedEvent[];
     try {
-      events = await claim(db, topicId, rooms, { leaseMs, leasedBy: session.instance });
+      const options = { leaseMs, leasedBy: session.instance };
+      // not of the delivery whose end made room for it
+      events = await outsideSpan(() => claim(db, topicId, rooms, options));
+      record(events.length);
     } catch (error) {
+      record(undefined);
       this.#noteFailure(topicId, error, session);
       for (const queue of queues) {
         queue.isDue = true;
@@ -149,7 +162,15 @@ export class Claimer {
       // there may be more, and what was published meanwhile
       queue.isDue = true;
       queue.looksLeft = lookAgainMs.length;
-      const held = own.map((event): Held => ({ event, claim: { session, sentAt, leaseMs } }));
+      const trace = recordReceive({
+        subscription: queue.name,
+        events: own,
+        startedAt: sentAt,
+        parent: 'root',
+      });
+      const held = own.map((event): Held => {
+        return { event, claim: { session, sentAt, leaseMs, trace } };
+      });
       onClaimed(queue, held);
     }
     const empty = queues.filter((queue) => !found.has(queue.id));

@@ -1,5 +1,6 @@
 import type { ClaimedEvent } from '#db/claim.ts';
 import type { WorkerSession } from '#db/worker-session.ts';
+import type { SpanContext } from '#runtime/tracing.ts';
 import { Breaker } from './breaker.ts';
 import { Rate } from './rate.ts';
 import { Window } from './window.ts';
@@ -11,6 +12,8 @@ export interface Claim {
   /** When the claim was sent, on the process's monotonic clock. */
   readonly sentAt: number;
   readonly leaseMs: number;
+  /** The span of the claim. */
+  readonly trace?: SpanContext | undefined;
 }
 
 /** An event that this worker has leased. */

@@ -2,9 +2,15 @@ import type { Settlement } from '#db/settle.ts';
 import type { WorkerSession } from '#db/worker-session.ts';
 import type { Metrics } from '#runtime/metrics.ts';
 import type { Outage } from '#runtime/outage.ts';
-import { attemptDelivery, leaseOf, type AttemptOptions } from './attempt.ts';
+import {
+  attemptDelivery,
+  leaseOf,
+  type AttemptOptions,
+  type DeliverySettlement,
+} from './attempt.ts';
 import { Claimer } from './claimer.ts';
 import { type Claim, DeliveryQueue, type Held } from './delivery-queue.ts';
+import { withProcessSpan } from './process-span.ts';
 import type { PushDirectory, PushSubscription } from './push-directory.ts';
 import type { Registration } from './registration.ts';
 import type { SettleBuffer } from './settle-buffer.ts';
@@ -12,7 +18,7 @@ import type { SettleBuffer } from './settle-buffer.ts';
 export interface DispatcherOptions extends Omit<AttemptOptions, 'signal'> {
   readonly directory: Pick<PushDirectory, 'get'>;
   readonly settles: Pick<SettleBuffer, 'add' | 'size' | 'sizeOf'>;
-  readonly metrics: AttemptOptions['metrics'] & Pick<Metrics, 'setPushState'>;
+  readonly metrics: AttemptOptions['metrics'] & Pick<Metrics, 'setPushState' | 'recordClaim'>;
   readonly outage: Outage;
   readonly statementTimeoutMs: number;
   /** In whose current life this worker may claim and begin deliveries. */
@@ -60,13 +66,14 @@ export class Dispatcher {
 
   constructor(options: DispatcherOptions) {
     this.#options = options;
-    const { db, statementTimeoutMs, logger, outage, registration } = options;
+    const { db, statementTimeoutMs, logger, outage, metrics, registration } = options;
     this.#claimer = new Claimer({
       db,
       statementTimeoutMs,
       leaseMs,
       logger,
       outage,
+      metrics,
       session: () => registration.current,
       bytesFree: () => options.bytesMax - this.#bytes,
       onClaimed: (queue, held) => this.#onClaimed(queue, held),
@@ -233,11 +240,20 @@ export class Dispatcher {
   async #deliver(queue: DeliveryQueue, held: Held): Promise<void> {
     queue.inFlight += 1;
     this.#inFlight += 1;
-    const settlement = await this.#attempt(queue, held).catch((error: unknown): Settlement => {
-      this.#options.logger.error({ err: error, subscription: queue.name }, 'a delivery failed');
-      return { lease: leaseOf(held, queue.topicId), outcome: 'nacked', error: 'the worker failed' };
+    await withProcessSpan(queue.name, held, async () => {
+      const settlement = await this.#attempt(queue, held).catch(
+        (error: unknown): DeliverySettlement => {
+          this.#options.logger.error({ err: error, subscription: queue.name }, 'a delivery failed');
+          return {
+            lease: leaseOf(held, queue.topicId),
+            outcome: 'nacked',
+            error: 'the worker failed',
+          };
+        },
+      );
+      // inside of it, so that the settle knows what to link to
+      this.#settle(queue, held.claim, [settlement]);
     });
-    this.#settle(queue, held.claim, [settlement]);
     queue.inFlight -= 1;
     queue.usedAt = performance.now();
     this.#inFlight -= 1;
@@ -246,7 +262,7 @@ export class Dispatcher {
     if (this.#inFlight === 0 && this.#stopping.signal.aborted) this.#whenEmpty.resolve();
   }
 
-  async #attempt(queue: DeliveryQueue, held: Held): Promise<Settlement> {
+  async #attempt(queue: DeliveryQueue, held: Held): Promise<DeliverySettlement> {
     const subscription = await this.#lookUp(queue.id);
     if (subscription === 'unknown' || subscription?.isActive !== true) {
       // claimed again at once it would come here again
@@ -318,7 +334,7 @@ export class Dispatcher {
     this.#settle(queue, claim, settlements);
   }
 
-  #settle(queue: DeliveryQueue, claim: Claim, settlements: readonly Settlement[]): void {
+  #settle(queue: DeliveryQueue, claim: Claim, settlements: readonly DeliverySettlement[]): void {
     this.#options.settles.add(queue, claim, settlements);
   }
 }

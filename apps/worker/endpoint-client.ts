@@ -1,5 +1,6 @@
 import { isIP } from 'node:net';
 import { EgressDenied, type EgressPolicy } from '#runtime/egress.ts';
+import type { PushFailure } from '#runtime/metrics.ts';
 import { EndpointConnections } from './endpoint-connections.ts';
 import type { EndpointRequest, EndpointResult } from './endpoint-request.ts';
 import { PendingRequest } from './pending-request.ts';
@@ -44,15 +45,15 @@ export class EndpointClient implements AsyncDisposable {
   /** Never rejects. */
   async send(request: EndpointRequest): Promise<EndpointResult> {
     const { url, headers, body, timeoutMs, signal } = request;
-    if (this.#isClosed) return failure('the client is closed');
-    if (signal?.aborted === true) return failure('aborted');
+    if (this.#isClosed) return failure('the client is closed', 'aborted');
+    if (signal?.aborted === true) return failure('aborted', 'aborted');
     const parsed = URL.parse(url);
-    if (parsed === null) return failure('endpoint is no URL');
+    if (parsed === null) return failure('endpoint is no URL', 'not_allowed');
     const { origin, hostname, pathname, search } = parsed;
     let connection = this.#connections.takeIdle(origin);
     if (connection === undefined) {
       const fault = this.#faultOf(url, hostname);
-      if (fault !== undefined) return failure(fault);
+      if (fault !== undefined) return failure(fault, 'not_allowed');
       connection = this.#connections.open(origin);
     }
     const pending = new PendingRequest({
@@ -100,6 +101,6 @@ export class EndpointClient implements AsyncDisposable {
   }
 }
 
-function failure(error: string): EndpointResult {
-  return { kind: 'failure', error, durationMs: 0 };
+function failure(error: string, reason: PushFailure): EndpointResult {
+  return { kind: 'failure', error, reason, durationMs: 0 };
 }

@@ -1,3 +1,5 @@
+import type { PushFailure } from '#runtime/metrics.ts';
+
 /** One POST. */
 export interface EndpointRequest {
   readonly url: string;
@@ -23,5 +25,6 @@ export type EndpointResult =
       readonly kind: 'failure';
       /** In a few words that tell nothing of what was sent. */
       readonly error: string;
+      readonly reason: PushFailure;
       readonly durationMs: number;
     };

@@ -1,7 +1,8 @@
 import type { Dispatcher } from 'undici';
+import type { PushFailure } from '#runtime/metrics.ts';
 import type { EndpointConnection, EndpointConnections } from './endpoint-connections.ts';
 import type { EndpointResult } from './endpoint-request.ts';
-import { failureText } from './request-failure.ts';
+import { failureReason, failureText } from './request-failure.ts';
 import { retryAfterMs } from './retry-after.ts';
 
 /** Of an answer's body: read at most, and kept. */
@@ -68,34 +69,34 @@ export class PendingRequest implements Dispatcher.DispatchHandler {
       this.#response = Buffer.concat([this.#response, chunk.subarray(0, missing)]);
     }
     this.#bytes += chunk.length;
-    if (this.#bytes > BODY_BYTES_MAX) this.#stop('the body is long enough');
+    if (this.#bytes > BODY_BYTES_MAX) this.#stop('the body is long enough', 'other');
   }
 
   onResponseEnd(): void {
     if (this.#isOver || this.#status === undefined) return;
     const { connections, connection } = this.#options;
     // An answer that came before all was read: whether the rest will ever be read is not known.
-    if (!connection.isFlushed) return this.#stop('answered early');
+    if (!connection.isFlushed) return this.#stop('answered early', 'other');
     connections.release(connection);
     this.#end({ kind: 'answer', status: this.#status, response: this.#response });
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
-    if (!this.#isOver) this.#stop(failureText(error));
+    if (!this.#isOver) this.#stop(failureText(error), failureReason(error));
   }
 
   timeOut(): void {
-    this.#stop(`timeout after ${this.#options.timeoutMs} ms`);
+    this.#stop(`timeout after ${this.#options.timeoutMs} ms`, 'timeout');
   }
 
   abort(): void {
-    this.#stop('aborted');
+    this.#stop('aborted', 'aborted');
   }
 
   /** Ends it and its connection: with the status if there is one, else with that fault. */
-  #stop(fault: string): void {
+  #stop(fault: string, reason: PushFailure): void {
     const { connections, connection } = this.#options;
-    if (this.#status === undefined) this.#end({ kind: 'failure', error: fault });
+    if (this.#status === undefined) this.#end({ kind: 'failure', error: fault, reason });
     else this.#end({ kind: 'answer', status: this.#status, response: this.#response });
     connections.discard(connection, new Error(fault));
   }
@@ -103,7 +104,7 @@ export class PendingRequest implements Dispatcher.DispatchHandler {
   #end(
     end:
       | { readonly kind: 'answer'; readonly status: number; readonly response: Buffer }
-      | { readonly kind: 'failure'; readonly error: string },
+      | { readonly kind: 'failure'; readonly error: string; readonly reason: PushFailure },
   ): void {
     this.#isOver = true;
     clearTimeout(this.#deadline);

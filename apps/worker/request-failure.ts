@@ -1,3 +1,5 @@
+import type { PushFailure } from '#runtime/metrics.ts';
+
 /** By the code of an error: what to tell those who look after the endpoint. */
 const WORDS: Readonly<Record<string, string>> = {
   ECONNREFUSED: 'connection refused',
@@ -43,4 +45,40 @@ export function failureText(error: unknown): string {
   if (error.name === 'HTTPParserError') return 'answer is not HTTP/1.1';
   if (code.startsWith('ERR_SSL_')) return `TLS failed (${code})`;
   return code === '' ? 'request failed' : `request failed (${code})`;
+}
+
+/** By the code of an error; what begins with CERT_ or ERR_SSL_ beside these is of TLS. */
+const REASONS: Readonly<Record<string, PushFailure>> = {
+  ECONNREFUSED: 'connect',
+  EHOSTUNREACH: 'connect',
+  ENETUNREACH: 'connect',
+  EADDRNOTAVAIL: 'connect',
+  EMFILE: 'connect',
+  ETIMEDOUT: 'timeout',
+  UND_ERR_CONNECT_TIMEOUT: 'timeout',
+  ENOTFOUND: 'dns',
+  EAI_AGAIN: 'dns',
+  ECONNRESET: 'reset',
+  ECONNABORTED: 'reset',
+  EPIPE: 'reset',
+  UND_ERR_SOCKET: 'reset',
+  UND_ERR_HEADERS_OVERFLOW: 'protocol',
+  UND_ERR_RES_CONTENT_LENGTH_MISMATCH: 'protocol',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'tls',
+  SELF_SIGNED_CERT_IN_CHAIN: 'tls',
+  UNABLE_TO_GET_ISSUER_CERT: 'tls',
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'tls',
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'tls',
+  ERR_TLS_CERT_ALTNAME_INVALID: 'tls',
+  EGRESS_DENIED: 'not_allowed',
+};
+
+/** An error of a request in one word of few, to be counted by. */
+export function failureReason(error: unknown): PushFailure {
+  if (!(error instanceof Error)) return 'other';
+  const code = 'code' in error && typeof error.code === 'string' ? error.code : '';
+  const reason = Object.hasOwn(REASONS, code) ? REASONS[code] : undefined;
+  if (reason !== undefined) return reason;
+  if (error.name === 'HTTPParserError') return 'protocol';
+  return /^(CERT|ERR_SSL|ERR_TLS)_/.test(code) ? 'tls' : 'other';
 }

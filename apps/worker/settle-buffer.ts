@@ -1,18 +1,20 @@
 import pLimit, { type LimitFunction } from 'p-limit';
 import type { Database } from '#db/client.ts';
 import { faultOf, isTransient } from '#db/errors.ts';
-import { settle, type Settlement, type SettleResult } from '#db/settle.ts';
+import { settleTimed } from '#db/settle.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import { GroupCommit, type Weighed } from '#runtime/group-commit.ts';
 import type { Logger } from '#runtime/logger.ts';
-import type { Metrics, SettleOutcome } from '#runtime/metrics.ts';
+import { type BatchPart, partHere, withBatchSpan } from '#runtime/messaging-spans.ts';
+import type { Metrics } from '#runtime/metrics.ts';
 import type { Outage } from '#runtime/outage.ts';
+import type { DeliverySettlement } from './attempt.ts';
 import type { Claim } from './delivery-queue.ts';
 
 export interface SettleBufferOptions {
   readonly db: Database;
   readonly wakeups: Pick<Wakeups, 'wake'>;
-  readonly metrics: Pick<Metrics, 'recordSettled'>;
+  readonly metrics: Pick<Metrics, 'recordSettleCall'>;
   readonly logger: Pick<Logger, 'error'>;
   readonly outage: Outage;
   /** Calls under way at a time, of different subscriptions; the rest of the pool is for claims. */
@@ -27,10 +29,10 @@ export interface SettledSubscription {
   readonly topicId: number;
 }
 
-interface Pending extends Weighed {
+interface Pending extends Weighed, BatchPart {
   readonly subscription: SettledSubscription;
   readonly claim: Claim;
-  readonly settlements: readonly Settlement[];
+  readonly settlements: readonly DeliverySettlement[];
   /** Tries that failed. */
   failures: number;
 }
@@ -84,11 +86,23 @@ export class SettleBuffer {
     return this.#lost;
   }
 
-  add(subscription: SettledSubscription, claim: Claim, settlements: readonly Settlement[]): void {
+  add(
+    subscription: SettledSubscription,
+    claim: Claim,
+    settlements: readonly DeliverySettlement[],
+  ): void {
     const events = settlements.length;
     if (events === 0) return;
     this.#count(subscription.id, events);
-    const pending = { subscription, claim, settlements, events, bytes: 0, failures: 0 };
+    const pending = {
+      subscription,
+      claim,
+      settlements,
+      events,
+      bytes: 0,
+      failures: 0,
+      ...partHere(),
+    };
     this.#group.add(subscription.id, pending);
   }
 
@@ -120,10 +134,20 @@ export class SettleBuffer {
     const subscription = batch[0]?.subscription;
     if (subscription === undefined) return;
     const settlements = batch.flatMap((pending) => pending.settlements);
-    const { db, wakeups } = this.#options;
-    const results = await settle(db, subscription.topicId, subscription.id, settlements);
-    this.#record(subscription, results);
-    if (results.includes('released')) wakeups.wake(subscription.topicId, [subscription.id]);
+    const { db, wakeups, metrics } = this.#options;
+    const began = performance.now();
+    const of = { operation: 'settle', type: 'settle', destination: subscription.name } as const;
+    const settled = await withBatchSpan({ ...of, messages: settlements.length }, batch, () =>
+      settleTimed(db, subscription.topicId, subscription.id, settlements),
+    );
+    const durationSeconds = (performance.now() - began) / 1000;
+    metrics.recordSettleCall({
+      subscription: subscription.name,
+      settlements,
+      durationSeconds,
+      ...settled,
+    });
+    if (settled.results.includes('released')) wakeups.wake(subscription.topicId, [subscription.id]);
     for (const pending of batch) this.#end(pending);
   }
 
@@ -175,17 +199,6 @@ export class SettleBuffer {
     const unsettled = this.sizeOf(subscriptionId) + events;
     if (unsettled === 0) this.#unsettled.delete(subscriptionId);
     else this.#unsettled.set(subscriptionId, unsettled);
-  }
-
-  #record(subscription: SettledSubscription, results: readonly SettleResult[]): void {
-    for (const [result, all] of Map.groupBy(results, (each) => each)) {
-      const outcome: SettleOutcome = result === 'lease_lost' ? 'lost' : result;
-      this.#options.metrics.recordSettled({
-        subscription: subscription.name,
-        outcome,
-        events: all.length,
-      });
-    }
   }
 }
 

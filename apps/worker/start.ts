@@ -1,11 +1,13 @@
 import { hostname } from 'node:os';
 import { sql } from 'kysely';
 import { createDatabase } from '#db/client.ts';
+import { findLogLevel } from '#db/log-levels.ts';
 import { waitForSchema } from '#db/schema-version.ts';
 import { createWakeups } from '#db/wakeups.ts';
 import type { WorkerConfig } from '#runtime/config.ts';
 import { createEgressPolicy } from '#runtime/egress.ts';
 import type { Lifecycle } from '#runtime/lifecycle.ts';
+import { followLogLevel } from '#runtime/log-level.ts';
 import { startLoop } from '#runtime/loop.ts';
 import { createMetrics, type Metrics } from '#runtime/metrics.ts';
 import { serveOps } from '#runtime/ops-server.ts';
@@ -37,7 +39,12 @@ export async function startWorker(
   dependencies: WorkerDependencies,
 ): Promise<RunningWorker> {
   const { logger, lifecycle } = dependencies;
-  const metrics = dependencies.metrics ?? createMetrics({ service: 'worker' });
+  const metrics =
+    dependencies.metrics ?? createMetrics({ service: 'worker', namesMax: config.metricsNamesMax });
+  if (dependencies.metrics === undefined) {
+    dependencies.onSpansDropped?.(metrics.recordSpansDropped);
+    dependencies.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
+  }
   const { statementTimeoutMs } = config;
   const applicationName = `broker-worker-${config.instance}`;
   const database = createDatabase({
@@ -45,7 +52,9 @@ export async function startWorker(
     applicationName,
     poolMax: config.databasePoolMax,
     statementTimeoutMs,
+    onQuery: metrics.recordDatabaseQuery,
   });
+  metrics.watchPool(() => database.poolState());
   const { db } = database;
   lifecycle.onShutdown('close', 'database', async () => database.close());
   const check = async (): Promise<void> => void (await sql`select from broker.leader`.execute(db));
@@ -65,6 +74,13 @@ export async function startWorker(
     ...observeWakeups({ logger, metrics, outage }),
   });
   lifecycle.onShutdown('close', 'wake-ups', async () => wakeups.close());
+  const levels = followLogLevel({
+    logger,
+    level: config.logLevel,
+    changes: wakeups,
+    read: (service) => findLogLevel(db, service),
+  });
+  lifecycle.onShutdown('close', 'log level', async () => levels.stop());
   assemble(config, { ...dependencies, metrics, db, wakeups, outage, applicationName });
   logger.info({ health_port: port }, 'worker runs');
   return { port };

@@ -2,10 +2,12 @@
 -- SKIP LOCKED: whoever is settling right now holds the row, and a settle that comes before the reap is accepted.
 -- Starts at a mark on lease_expires_at, for the same reason as claim does.
 -- Returns the events taken back, those that died, the subscriptions with something to claim, whether more is overdue,
--- and the next mark.
+-- the next mark, and of which subscriptions how many died.
 create or replace function broker.reap(
   p_topic_id int, p_term bigint, p_limit int, p_mark timestamptz
-) returns table (expired_events int, dead_events int, woken int[], more boolean, mark timestamptz)
+) returns table (
+  expired_events int, dead_events int, woken int[], more boolean, mark timestamptz, dead_subscription_ids int[], dead_counts int[]
+)
 language plpgsql
 set lock_timeout = '500ms'
 set enable_seqscan = off
@@ -35,6 +37,6 @@ begin
 
   return query
   select r.expired_events, r.dead_events, r.woken, coalesce(cardinality(v_leases), 0) = p_limit,
-      (select max(l.lease_expires_at) from unnest(v_leases) l)
+      (select max(l.lease_expires_at) from unnest(v_leases) l), r.dead_subscription_ids, r.dead_counts
     from broker.return_leases(p_topic_id, v_now, v_leases, 'lease expired') r;
 end $$;

@@ -3,7 +3,7 @@
 -- The rows are locked by the caller; they are found again by their full keys.
 create or replace function broker.return_leases(
   p_topic_id int, p_now timestamptz, p_leases broker.expired_lease[], p_error text
-) returns table (expired_events int, dead_events int, woken int[])
+) returns table (expired_events int, dead_events int, woken int[], dead_subscription_ids int[], dead_counts int[])
 language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -16,7 +16,7 @@ declare
   v_dying broker.dying_event[];
 begin
   if p_leases is null then
-    return query select 0, 0, '{}'::int[];
+    return query select 0, 0, '{}'::int[], '{}'::int[], '{}'::int[];
     return;
   end if;
 
@@ -64,8 +64,17 @@ begin
   return query
   select coalesce(sum(cardinality(l.ordinals)) filter (where l.fate <> 'deleted'), 0)::int,
       coalesce(sum(cardinality(l.ordinals)) filter (where l.fate = 'dead'), 0)::int,
-      coalesce(array_agg(distinct l.subscription_id) filter (where l.fate in ('singles', 'isolated', 'waiting')), '{}')
-    from unnest(p_leases) l;
+      coalesce(array_agg(distinct l.subscription_id) filter (where l.fate in ('singles', 'isolated', 'waiting')), '{}'),
+      d.subscription_ids, d.counts
+    from unnest(p_leases) l
+    cross join (
+      select coalesce(array_agg(c.subscription_id), '{}') as subscription_ids, coalesce(array_agg(c.events), '{}') as counts
+        from (
+          select x.subscription_id, sum(cardinality(x.ordinals))::int as events
+            from unnest(p_leases) x where x.fate = 'dead' group by x.subscription_id
+        ) c
+    ) d
+   group by d.subscription_ids, d.counts;
 end $$;
 
 -- What becomes of one of them: deleted | dead | singles | isolated | waiting.

@@ -69,10 +69,12 @@ begin
 end $$;
 
 -- Takes back up to p_limit leases that one gone worker has in one topic. Returns the events taken back, those that died, the
--- subscriptions with something to claim, and whether there may be more.
+-- subscriptions with something to claim, whether there may be more, and of which subscriptions how many died.
 create or replace function broker.take_over(
   p_topic_id int, p_term bigint, p_worker text, p_limit int
-) returns table (expired_events int, dead_events int, woken int[], more boolean)
+) returns table (
+  expired_events int, dead_events int, woken int[], more boolean, dead_subscription_ids int[], dead_counts int[]
+)
 language plpgsql
 set lock_timeout = '500ms'
 set enable_seqscan = off
@@ -100,6 +102,7 @@ begin
     ) s;
 
   return query
-  select r.expired_events, r.dead_events, r.woken, coalesce(cardinality(v_leases), 0) = p_limit
+  select r.expired_events, r.dead_events, r.woken, coalesce(cardinality(v_leases), 0) = p_limit, r.dead_subscription_ids,
+      r.dead_counts
     from broker.return_leases(p_topic_id, v_now, v_leases, 'the worker is gone') r;
 end $$;

@@ -7,7 +7,8 @@ grant execute on function
   broker.publish_batch, broker.claim_idempotency_keys, broker.event_delay, broker.event_class, broker.event_attributes,
   broker.id_floor, broker.retention_class_of, broker.ensure_partitions,
   broker.claim, broker.settle, broker.assert_settled_once, broker.not_acked, broker.bury, broker.extend,
-  broker.begin_redrive, broker.pause, broker.resume, broker.lock_subscription, broker.sample_backlog
+  broker.begin_redrive, broker.pause, broker.resume, broker.lock_subscription, broker.sample_backlog,
+  broker.set_log_level
   to broker_api;
 
 -- append-only
@@ -28,5 +29,7 @@ grant select, insert on broker.job to broker_api;
 grant select, insert, update, delete on broker.backlog_sample to broker_api;
 grant select, update on broker.backlog_sampling to broker_api;
 grant select, insert, update, delete on broker.worker to broker_api;
+
+grant select, insert, update, delete on broker.log_level to broker_api;
 
 grant select on broker.leader, broker.compatibility, broker.definition, broker.kysely_migration to broker_api;

@@ -22,4 +22,4 @@ grant select on broker.push_secret to broker_worker;
 grant select, delete on broker.worker to broker_worker;
 grant insert (instance, service, version, host, pid, lock_key), update (heartbeat_at) on broker.worker to broker_worker;
 
-grant select on broker.leader, broker.compatibility, broker.definition, broker.kysely_migration to broker_worker;
+grant select on broker.log_level, broker.leader, broker.compatibility, broker.definition, broker.kysely_migration to broker_worker;

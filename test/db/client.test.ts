@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { createDatabase } from '#db/client.ts';
 import { faultOf, isTransient } from '#db/errors.ts';
 import { query } from '../support/database.ts';
+import { eventually } from '../support/eventually.ts';
 import { openVerbDatabase, type VerbDatabase } from '../support/verbs.ts';
 
 let database: VerbDatabase;
@@ -61,4 +62,50 @@ test.each([
   await using handle = createDatabase({ ...options, url: database.url });
   expect(faultOf(await statement.execute(handle.db).catch((cause: unknown) => cause))).toBe(fault);
   expect((await sql`select 1 as one`.execute(handle.db)).rows).toEqual([{ one: 1 }]);
+});
+
+test('who counts statements is told of each, with the class of what failed', async () => {
+  const told: (string | undefined)[] = [];
+  const onQuery = (errorClass: string | undefined): void => void told.push(errorClass);
+  await using handle = createDatabase({ ...options, onQuery, url: database.url });
+  await sql`select 1`.execute(handle.db);
+  for (const statement of [
+    sql`select pg_sleep(30)`,
+    sql`insert into broker.leader (term) values (1)`,
+    sql`select no_such_column`,
+    sql`select 1 / 0`,
+    sql`do $$ begin raise exception 'no' using errcode = 'BR001'; end $$`,
+    sql`do $$ begin raise exception 'no' using errcode = '55P03'; end $$`,
+    sql`do $$ begin raise exception 'no' using errcode = 'P0001'; end $$`,
+  ]) {
+    await statement.execute(handle.db).catch(() => undefined);
+  }
+  expect(told).toEqual([
+    undefined,
+    'statement_timeout',
+    'constraint',
+    'syntax_or_access',
+    'data',
+    'broker',
+    'lock_timeout',
+    'other',
+  ]);
+  await using nowhere = createDatabase({
+    ...options,
+    onQuery,
+    url: 'postgres://nobody@127.0.0.1:1/none',
+  });
+  await sql`select 1`.execute(nowhere.db).catch(() => undefined);
+  expect(told.at(-1)).toBe('connection');
+});
+
+test('the state of the pool: what is used, what is idle, what waits', async () => {
+  await using handle = createDatabase({ ...options, poolMax: 2, url: database.url });
+  expect(handle.poolState()).toEqual({ idle: 0, used: 0, waiting: 0, max: 2 });
+  const sleeping = Array.from({ length: 3 }, () => sql`select pg_sleep(0.2)`.execute(handle.db));
+  await eventually(() =>
+    expect(handle.poolState()).toEqual({ idle: 0, used: 2, waiting: 1, max: 2 }),
+  );
+  await Promise.all(sleeping);
+  expect(handle.poolState()).toEqual({ idle: 2, used: 0, waiting: 0, max: 2 });
 });

@@ -53,6 +53,8 @@ describe.runIf(inject('postgres').roles)('with the roles of deploy/postgres/role
     ['worker', 'select from broker.dead_letter'],
     ['worker', 'select from broker.idempotency_key'],
     ['worker', `select broker.pause('x')`],
+    ['worker', `select broker.set_log_level('debug')`],
+    ['worker', 'delete from broker.log_level'],
     ['worker', 'select broker.ensure_partitions(1::smallint)'],
     ['worker', 'update broker.leader set term = term + 1'],
     ['worker', 'delete from broker.event'],

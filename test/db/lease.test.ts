@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { decodeLeaseId, encodeLeaseId } from '#db/lease.ts';
+import { decodeLeaseId, encodeLeaseId, publishedAtMs } from '#db/lease.ts';
 
 const id = fc.integer({ min: 1, max: 0x7fffffff });
 const lease = fc.record({
@@ -40,6 +40,19 @@ test('whatever else comes is no lease, and nothing is thrown', () => {
       (text) =>
         decodeLeaseId(text) === undefined ||
         encodeLeaseId(decodeLeaseId(text) as never) === text.replace(/(^|-)0+(?=[0-9a-z])/g, '$1'),
+    ),
+  );
+});
+
+test('a publish id says to the millisecond when that was', () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 0, max: 2 ** 41 - 1 }),
+      fc.integer({ min: 0, max: 4095 }),
+      (ms, seq) => {
+        const publishId = ((BigInt(ms) << 12n) | BigInt(seq)).toString();
+        expect(publishedAtMs(publishId)).toBe(1_735_689_600_000 + ms);
+      },
     ),
   );
 });

@@ -127,6 +127,28 @@ test('what is settled, extended or of a deleted subscription is treated as such'
   expect(await queueRows(db, subscription)).toEqual([]);
 });
 
+test('it says of which subscriptions how many died', async () => {
+  const { db, topic, subscription, reapNow } = await setUp(2, { max_attempts: 1 });
+  const [patient, other] = [
+    await aSubscription(db, topic),
+    await aSubscription(db, topic, { max_attempts: 1 }),
+  ];
+  await publishMany(db, topic, 3);
+  for (const each of [subscription, patient, other]) {
+    await claimSome(db, topic, each, 10);
+    await expireLeases(db, each);
+  }
+  const reaped = await reapNow();
+  expect(reaped).toMatchObject({ expired_events: 11, dead_events: 8, woken: [patient] });
+  const dead = reaped.dead_subscription_ids.map((id, index) => [id, reaped.dead_counts[index]]);
+  expect(new Map(dead as [number, number][])).toEqual(
+    new Map([
+      [subscription, 5],
+      [other, 3],
+    ]),
+  );
+});
+
 test('the limit bounds one call and says that more is overdue', async () => {
   const { db, topic, subscription } = await setUp(0);
   for (let i = 0; i < 5; i++) await publishMany(db, topic, 1);

@@ -12,6 +12,7 @@ test('the status of a broker that has just been made has nobody and nothing in i
   await using database = await openVerbDatabase();
   const status = await readStatus(database.db);
   expect(status).toEqual({
+    at: expect.stringMatching(/^\d{4}-\d\d-\d\dT/) as string,
     server_version: expect.stringMatching(/^1[5-8]/) as string,
     schema_version: (await knownMigrations()).at(-1),
     processes: [],
@@ -47,7 +48,9 @@ test('the status shows processes, leader and the sums of the last sample', async
   const look = await candidate.look();
   expect(await sampleBacklog(db)).toBe(true);
   const status = await readStatus(db);
-  expect(status.processes).toMatchObject([{ instance: 'a', service: 'api', pid: 1 }]);
+  expect(status.processes).toMatchObject([
+    { instance: 'a', service: 'api', pid: 1, state: 'alive' },
+  ]);
   expect(status.processes[0]!.heartbeat_age_seconds).toBeGreaterThanOrEqual(7);
   expect(status.processes[0]!.heartbeat_age_seconds).toBeLessThan(30);
   expect(status.leader).toMatchObject({ holder: 'the-leader', term: '1' });

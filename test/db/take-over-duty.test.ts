@@ -4,7 +4,7 @@ import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { claim } from '#db/claim.ts';
 import type { Database } from '#db/client.ts';
 import { findGoneWorkers } from '#db/take-over.ts';
-import { createMetrics } from '#runtime/metrics.ts';
+import { createMetrics, type Metrics } from '#runtime/metrics.ts';
 import { takeOverLeases } from '../../apps/reaper/take-over.ts';
 import type { DutyRun } from '../../apps/reaper/term.ts';
 import { aSubscription, aTerm, aTopic, aWorker, publishMany } from '../support/factory.ts';
@@ -45,18 +45,23 @@ async function aWorkerWithLeases(): Promise<number> {
 }
 
 /** What a new leader runs, and whom it woke. */
-async function newTerm(): Promise<{ readonly run: DutyRun; readonly woken: number[] }> {
+async function newTerm(): Promise<{
+  readonly run: DutyRun;
+  readonly woken: number[];
+  readonly metrics: Metrics;
+}> {
   await beginTerm();
   const woken: number[] = [];
+  const metrics = createMetrics({ service: 'reaper' });
   const run = takeOverLeases({
     db,
     term,
     wakeups: { wake: (_, ids) => void woken.push(...ids) },
-    metrics: createMetrics({ service: 'reaper' }),
+    metrics,
     signal: new AbortController().signal,
     lookBackMs: 10_000,
   });
-  return { run, woken };
+  return { run, woken, metrics };
 }
 
 /** Marked by a leader that died before it took anything over, so long ago. */
@@ -113,4 +118,33 @@ test('a round that failed is no clear one', async () => {
   await sql`alter function broker.away(text[]) rename to topics_leased_by`.execute(db);
   await run();
   expect(await isLeased(subscription)).toBe(false);
+});
+
+test('a worker counts as gone once in each of its lives, and not again in the next term', async () => {
+  const goneOf = async ({ registry }: Metrics): Promise<string | undefined> =>
+    /^broker_workers_gone_total\S* (\d+)$/m.exec(await registry.metrics())?.[1];
+  await aWorker(db);
+  await markedAgo(5);
+  const { run, metrics } = await newTerm();
+  await run();
+  expect(await goneOf(metrics)).toBe('0');
+  const subscription = await aWorkerWithLeases();
+  for (let round = 0; round < 3; round += 1) await run();
+  expect(await isLeased(subscription)).toBe(false);
+  expect(await goneOf(metrics)).toBe('1');
+  // it came back, and went again
+  const revive = sql`update broker.worker set gone_at = null, heartbeat_at = clock_timestamp() - interval '1 minute'`;
+  await sql`update broker.worker set gone_at = clock_timestamp() - interval '1 minute'`.execute(db);
+  await run();
+  await sql`delete from broker.worker where instance <> (select max(instance) from broker.worker)`.execute(
+    db,
+  );
+  await revive.execute(db);
+  await run();
+  await run();
+  expect(await goneOf(metrics)).toBe('2');
+  const next = await newTerm();
+  await next.run();
+  await next.run();
+  expect(await goneOf(next.metrics)).toBe('0');
 });

@@ -71,6 +71,8 @@ test('one whose lock is free is gone, and its leases wait again at once', async 
     dead_events: 0,
     woken: [subscription],
     more: false,
+    dead_subscription_ids: [],
+    dead_counts: [],
   });
   expect(await queueRows(db, subscription)).toMatchObject([
     { generation: 2, attempt: 1, lease_expires_at: null, isolated: false },

@@ -37,6 +37,7 @@ test('one statement is under way at a time, and what comes meanwhile goes togeth
     subscriptionIds: [1, 2],
     mark: '2025-01-01T00:00:00Z',
     origin: sender.origin,
+    askedAt: expect.any(Number) as number,
   });
   statements[1]!.end();
   await eventually(() => expect(statements).toHaveLength(3));

@@ -274,3 +274,23 @@ describe('listening', () => {
     );
   });
 });
+
+test('a wake-up that comes back says how long that took; one of another process says nothing', async () => {
+  const latencies: number[] = [];
+  const onEcho = (latencyMs: number): void => void latencies.push(latencyMs);
+  const heard = vi.fn();
+  await using wakeups = open({ onEcho });
+  await using other = open();
+  await Promise.all([untilListening(wakeups), untilListening(other)]);
+  other.onEveryWake(heard);
+  const began = performance.now();
+  wakeups.wake(1, [1]);
+  await eventually(() => expect(latencies).toHaveLength(1));
+  expect(latencies[0]).toBeGreaterThan(0);
+  expect(latencies[0]).toBeLessThanOrEqual(performance.now() - began + 1);
+  await eventually(() => expect(heard).toHaveBeenCalledTimes(1));
+  other.wake(1, [2]);
+  await eventually(() => expect(heard).toHaveBeenCalledTimes(2));
+  wakeups.wake(1, [3]);
+  await eventually(() => expect(latencies).toHaveLength(2));
+});

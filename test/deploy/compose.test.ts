@@ -92,6 +92,19 @@ describe.skipIf(engine.missing !== undefined || engine.compose.length === 0)('Co
       throw new Error(`left over: ${left} ${volumes} ${networks}`);
   }, 180_000);
 
+  test('what watches is there with its profile, on 127.0.0.1 only, and its images are pinned', async () => {
+    const text = await compose('--profile', 'observability', 'config', '--format', 'json');
+    const { services } = JSON.parse(text) as {
+      services: Record<string, { image: string; ports?: { host_ip?: string }[] }>;
+    };
+    for (const name of ['prometheus', 'alertmanager', 'grafana', 'jaeger']) {
+      const service = services[name];
+      expect(service?.image, name).toMatch(/^[a-z/]+:v?\d+\.\d+\.\d+$/);
+      expect(service?.ports?.map((port) => port.host_ip)).toEqual(['127.0.0.1']);
+      console.log(`${name}: not started, ${service?.image} cannot be had here`);
+    }
+  });
+
   test('every service runs with its replicas, healthy; migrate is done', async () => {
     await eventually(
       async () => {

@@ -52,11 +52,12 @@ const forms = {
   'target-cidr': 'addresses or CIDR ranges',
   'header-text': 'printable ASCII without spaces',
   'encryption-keys': '32 bytes in base64; up to 8 of them',
+  'key-values': '`name=value` with commas between',
 } satisfies Record<NonNullable<VariableSchema['check']>, string>;
 
 const intro = `# Configuration
 
-<!-- Written by \`npm run generate\` out of apps/runtime/config-variables.ts and config-deployment.ts: change those. -->
+<!-- Written by \`npm run generate\` out of apps/runtime/config-variables.ts, config-deployment.ts and config-observability.ts: change those. -->
 
 Every variable that the processes and the deployment read. \`.env.example\` has the same ones, to be copied.
 

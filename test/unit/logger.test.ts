@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { createLogger, hideSecretsInText, type Logger } from '#runtime/logger.ts';
+import { secretsOf } from '#runtime/config-secrets.ts';
+import { createLogger, hideSecretsInText, type Logger, secretHider } from '#runtime/logger.ts';
 import { version } from '#runtime/version.ts';
 
 function loggerWithLines(level = 'info'): { logger: Logger; lines: string[] } {
@@ -43,6 +44,9 @@ describe('secrets', () => {
     [{ call: { events: [{ data: 'hidden-1' }] } }],
     [{ a: { b: { c: { d: { e: { Data: ['hidden-1'] } } } } } }],
     [{ payload: 'hidden-1', body: 'hidden-1' }],
+    [{ headers: { 'x-hook-token': 'hidden-1' } }],
+    [{ request: { idempotency_key: 'hidden-1', 'Idempotency-Key': 'hidden-1' } }],
+    [{ config: { databaseUrl: 'hidden-1', secretEncryptionKey: 'hidden-1', sealed: 'hidden-1' } }],
   ])('%o is not written', (line) => {
     const { logger, lines } = loggerWithLines();
     logger.info(line, 'x');
@@ -70,9 +74,62 @@ describe('secrets', () => {
     ['postgres://u@h/db?password=abc&x=1', 'postgres://u@h/db?password=[redacted]&x=1'],
     ['host=h password=abc user=u', 'host=h password=[redacted] user=u'],
     ['Authorization: Bearer eb_abc.def-1', 'Authorization: Bearer [redacted]'],
+    ['amqps://u:abc@h/x', 'amqps://u:[redacted]@h/x'],
+    ['http://h/hook?token=abc&x=1', 'http://h/hook?token=[redacted]&x=1'],
+    ['http://h/hook?api_key=abc', 'http://h/hook?api_key=[redacted]'],
+    ['Authorization: Basic dXNlcjpwYXNzd29yZA==', 'Authorization: Basic [redacted]'],
+    ['Basic authentication is for browsers', 'Basic authentication is for browsers'],
     ['postgres://h/db and an @ sign', 'postgres://h/db and an @ sign'],
     ['http://h:80/@x', 'http://h:80/@x'],
   ])('in the text %s', (text, expected) => {
     expect(hideSecretsInText(text)).toBe(expected);
+  });
+});
+
+describe('the secrets of the configuration', () => {
+  const hide = secretHider(['quote"d-secret', 'with/slash+plus', 'short']);
+
+  test.each([
+    ['in a sentence: with/slash+plus.', 'in a sentence: [redacted].'],
+    ['{"a":"quote\\"d-secret"}', '{"a":"[redacted]"}'],
+    ['http://h/?k=with%2Fslash%2Bplus', 'http://h/?k=[redacted]'],
+    ['quote"d-secret twice quote"d-secret', '[redacted] twice [redacted]'],
+    // it may be a part of any word
+    ['short', 'short'],
+  ])('%s', (text, expected) => {
+    expect(hide(text)).toBe(expected);
+  });
+
+  test('are found in lines, wherever they come from', () => {
+    const lines: string[] = [];
+    const destination = { write: (line: string) => void lines.push(line) };
+    const settings = { service: 'api', instance: 'i', level: 'info', destination };
+    const logger = createLogger({ ...settings, secrets: ['hidden-12'] });
+    logger.error({ err: new Error('cannot use hidden-12'), note: 'hidden-12' }, 'with hidden-12');
+    expect(lines.join()).not.toContain('hidden-12');
+    expect(lines).toHaveLength(1);
+  });
+
+  test('are those of the environment and of files: passwords of URLs, items of lists', () => {
+    const secrets = secretsOf(
+      {
+        DATABASE_URL: 'postgres://u:p%40ssword-1@h/db',
+        ADMIN_API_KEY: 'admin-key-of-16-characters',
+        SECRET_ENCRYPTION_KEY: 'key-one, key-two',
+        DATABASE_DIRECT_URL: 'no URL',
+        LOG_LEVEL: 'debug',
+      },
+      { apiKey: 'key-of-a-file', logLevel: 'debug' },
+    );
+    expect(secrets.toSorted()).toEqual(
+      [
+        'admin-key-of-16-characters',
+        'key-of-a-file',
+        'key-one',
+        'key-two',
+        'p%40ssword-1',
+        'p@ssword-1',
+      ].toSorted(),
+    );
   });
 });

@@ -89,6 +89,34 @@ describe('readiness', () => {
     expect(signals[0]!.aborted).toBe(true);
   });
 
+  test('each check that fails is counted, from 0 on', async () => {
+    const metrics = createMetrics({ service: 'reaper' });
+    let isAway = false;
+    const check = (): void => {
+      if (isAway) throw new Error('away');
+    };
+    const checks = [
+      { name: 'schema', check: () => {} },
+      { name: 'database', check },
+    ];
+    const url = await start({ metrics, checks });
+    const failures = async (): Promise<string[]> =>
+      (await (await fetch(`${url}/metrics`)).text()).match(
+        /(?<=^broker_health_check_failures_total\{check=").*/gm,
+      ) ?? [];
+    await fetch(`${url}/health`);
+    expect(await failures()).toEqual([
+      'schema",service="reaper"} 0',
+      'database",service="reaper"} 0',
+    ]);
+    isAway = true;
+    for (let n = 0; n < 2; n += 1) await fetch(`${url}/health`);
+    expect(await failures()).toEqual([
+      'schema",service="reaper"} 0',
+      'database",service="reaper"} 2',
+    ]);
+  });
+
   test('is 503 while the process drains, and asks nobody', async () => {
     const check = vi.fn();
     const url = await start({ checks: [{ name: 'database', check }], isDraining: () => true });
@@ -141,6 +169,13 @@ describe('the server', () => {
     expect(response.status).toBe(200);
     expect(response.headers.get('content-type')).toContain('text/plain; version=0.0.4');
     expect(await response.text()).toContain('broker_build_info{version=');
+  });
+
+  test('serves metrics in OpenMetrics to who asks for it', async () => {
+    const accept = 'application/openmetrics-text;version=1.0.0,text/plain;q=0.5';
+    const response = await fetch(`${await start()}/metrics`, { headers: { accept } });
+    expect(response.headers.get('content-type')).toContain('application/openmetrics-text');
+    expect(await response.text()).toMatch(/# EOF\n$/);
   });
 
   test('answers HEAD without a body, other methods with 405, other paths with 404', async () => {

@@ -66,7 +66,12 @@ test.each(rows)('%i (%s) is %s, with Retry-After %s, with retry_client_errors %s
 });
 
 test('no answer is a nack that says why', () => {
-  const result = { kind: 'failure', error: 'timeout after 15000 ms', durationMs: 15_000 } as const;
+  const result = {
+    kind: 'failure',
+    error: 'timeout after 15000 ms',
+    reason: 'timeout',
+    durationMs: 15_000,
+  } as const;
   expect(classify(result, { retryClientErrors: false })).toEqual({
     outcome: 'nacked',
     error: 'timeout after 15000 ms',

@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { NewEvent, PublishRequest } from '#db/publish.ts';
 import { defaultSource } from '#runtime/cloudevents.ts';
+import { activeTrace } from '#runtime/tracing.ts';
 import type { DirectoryTopic } from '../directory.ts';
 import { MEMBER_BY_NAME } from './event-attributes.ts';
 import { eventKey, readIdempotencyKey, requestKey } from './idempotency.ts';
@@ -16,13 +17,16 @@ interface RequestContext {
   readonly headers: IncomingHttpHeaders;
 }
 
-/** What is stored of a request: its events, with the keys that make them idempotent and the trace that they belong to. */
+/**
+ * What is stored of a request: its events, with the keys that make them idempotent and the trace that they belong to: an
+ * event's own, else the caller's, else that of the active span.
+ */
 export function toPublishRequest(
   events: readonly EventInput[],
   context: RequestContext,
 ): PublishRequest {
   const { body, headers, topic } = context;
-  const trace = traceOf(headers);
+  const trace = traceOf(headers) ?? activeTrace();
   const newEvents = events.map((event) => toNewEvent(event, topic, trace));
   const header = headers['idempotency-key'];
   if (header === undefined) return { events: newEvents };
@@ -54,7 +58,7 @@ function toNewEvent(event: EventInput, topic: PublishTopic, trace: Trace | undef
 }
 
 /** W3C Trace Context section 3.2: what is not valid is ignored, and its tracestate with it. */
-function traceOf({ traceparent, tracestate }: IncomingHttpHeaders): Trace | undefined {
+export function traceOf({ traceparent, tracestate }: IncomingHttpHeaders): Trace | undefined {
   if (!isAttribute('traceparent', traceparent)) return undefined;
   return isAttribute('tracestate', tracestate) ? { traceparent, tracestate } : { traceparent };
 }

@@ -9,6 +9,7 @@ import {
 } from '#db/publish.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
+import { type BatchPart, partHere, withBatchSpan } from '#runtime/messaging-spans.ts';
 import { BlockedKeys } from './blocked-keys.ts';
 import { GroupCommit, type Weighed } from '#runtime/group-commit.ts';
 
@@ -64,7 +65,7 @@ export interface Publisher {
   drain(deadline: AbortSignal): Promise<void>;
 }
 
-interface Pending extends Weighed {
+interface Pending extends Weighed, BatchPart {
   readonly topic: TopicRef;
   readonly request: PublishRequest;
   answer(answer: PublishAnswer): void;
@@ -113,6 +114,7 @@ class GroupPublisher implements Publisher {
       const pending: Pending = {
         topic,
         request,
+        ...partHere(),
         events,
         bytes,
         answer: (answer) => {
@@ -164,7 +166,11 @@ class GroupPublisher implements Publisher {
     let result: PublishBatchResult;
     try {
       const requests = batch.map((pending) => pending.request);
-      result = await publishBatch(this.#options.db, topic.id, requests);
+      const messages = requests.reduce((sum, { events }) => sum + events.length, 0);
+      const operation = { operation: 'publish_batch', destination: topic.name, messages };
+      result = await withBatchSpan(operation, batch, () =>
+        publishBatch(this.#options.db, topic.id, requests),
+      );
     } catch (error) {
       return this.#recover(batch, error, isRepeated);
     }

@@ -3,6 +3,7 @@ import type { Database } from '#db/client.ts';
 import { idleMark } from '#db/mark.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
+import { exemplarTrace } from '#runtime/metrics/exemplar.ts';
 import type { LowWaterMarks } from '#db/low-water-marks.ts';
 import type { Settler, SubscriptionRef } from './settler.ts';
 
@@ -21,7 +22,7 @@ export interface PollGroupOptions {
   readonly db: Database;
   readonly wakeups: Pick<Wakeups, 'wake' | 'onWake' | 'listening'>;
   readonly settler: Pick<Settler, 'release'>;
-  readonly metrics: Pick<Metrics, 'recordDelivered'>;
+  readonly metrics: Pick<Metrics, 'recordDelivered' | 'recordClaim'>;
   readonly marks: LowWaterMarks;
   readonly subscription: SubscriptionRef;
   readonly leaseMs: number;
@@ -112,7 +113,7 @@ export class PollGroup {
   }
 
   async #claim(): Promise<ClaimedEvent[]> {
-    const { db, marks, subscription, leaseMs, bytesMax } = this.#options;
+    const { db, marks, metrics, subscription, leaseMs, bytesMax } = this.#options;
     let wanted = 0;
     for (const poll of this.#polls) {
       poll.isLookedFor = true;
@@ -125,7 +126,14 @@ export class PollGroup {
       bytes: bytesMax,
       mark: marks.next(subscription.id, now),
     };
-    const events = await claim(db, subscription.topic_id, [room], { leaseMs });
+    const record = (found: number | undefined): void =>
+      metrics.recordClaim({ events: found, durationSeconds: (performance.now() - now) / 1000 });
+    const claimed = claim(db, subscription.topic_id, [room], { leaseMs });
+    const events = await claimed.catch((error: unknown) => {
+      record(undefined);
+      throw error;
+    });
+    record(events.length);
     if (events.length > 0) marks.saw(subscription.id, events, performance.now());
     else if (marks.isOld(subscription.id, now)) await this.#markIdle();
     return events;
@@ -163,11 +171,12 @@ export class PollGroup {
       if (first === undefined || events[i]?.entry_id === first.entry_id) continue;
       // on the database's clock alone: the lease began when it was claimed
       const claimedAt = Date.parse(first.lease_expires_at) - leaseMs;
-      const latencySeconds = (claimedAt - Date.parse(first.published_at)) / 1000;
       metrics.recordDelivered({
         subscription: subscription.name,
         events: i - from,
-        latencySeconds,
+        redelivered: first.attempt > 1 ? i - from : 0,
+        waitSeconds: (claimedAt - Date.parse(first.due_at)) / 1000,
+        traceId: exemplarTrace(first.traceparent),
       });
       from = i;
     }

@@ -3,6 +3,7 @@ import type { Database } from '#db/client.ts';
 import type { Wakeups } from '#db/wakeups.ts';
 import type { Metrics } from '#runtime/metrics.ts';
 import { LowWaterMarks } from '#db/low-water-marks.ts';
+import { outsideSpan } from '#runtime/tracing.ts';
 import { PollGroup, type Poll, type PollGroupOptions } from './poll-group.ts';
 import { Problem } from '../problems.ts';
 import type { Settler, SubscriptionRef } from './settler.ts';
@@ -11,7 +12,7 @@ export interface ReceiverOptions {
   readonly db: Database;
   readonly wakeups: Pick<Wakeups, 'wake' | 'onWake' | 'listening'>;
   readonly settler: Pick<Settler, 'release'>;
-  readonly metrics: Pick<Metrics, 'recordDelivered' | 'setReceiveWaiting'>;
+  readonly metrics: Pick<Metrics, 'recordDelivered' | 'recordClaim' | 'setReceiveWaiting'>;
   readonly limits: {
     /** Polls that are answered later, over all subscriptions. */
     readonly waitingMax: number;
@@ -115,7 +116,8 @@ class SharingReceiver implements Receiver {
     const known = this.#groups.get(key);
     if (known !== undefined) return known.group;
     const group = new PollGroup(this.#groupOptions(subscription, leaseMs));
-    const finished = group.run(() => this.#groups.delete(key));
+    // it looks for all that poll meanwhile, and not only for the first
+    const finished = outsideSpan(() => group.run(() => this.#groups.delete(key)));
     this.#groups.set(key, { group, finished });
     return group;
   }

@@ -3,10 +3,12 @@ import type { Database } from '#db/client.ts';
 import { DatabaseUnavailable, faultOf } from '#db/errors.ts';
 import { extend } from '#db/extend.ts';
 import type { Lease } from '#db/lease.ts';
-import { settle, type SettleResult, type Settlement } from '#db/settle.ts';
+import { type Settled, settleTimed, type SettleResult, type Settlement } from '#db/settle.ts';
 import type { Wakeups } from '#db/wakeups.ts';
-import type { Metrics, SettleOutcome } from '#runtime/metrics.ts';
+import type { Metrics } from '#runtime/metrics.ts';
+import { activeTraceId } from '#runtime/tracing.ts';
 import { GroupCommit, type Weighed } from '#runtime/group-commit.ts';
+import { type BatchPart, partHere, withBatchSpan } from '#runtime/messaging-spans.ts';
 
 export interface SubscriptionRef {
   readonly id: number;
@@ -17,7 +19,7 @@ export interface SubscriptionRef {
 export interface SettlerOptions {
   readonly db: Database;
   readonly wakeups: Pick<Wakeups, 'wake'>;
-  readonly metrics: Pick<Metrics, 'recordSettled'>;
+  readonly metrics: Pick<Metrics, 'recordSettleCall'>;
 }
 
 export interface Settler {
@@ -41,9 +43,11 @@ export interface Settler {
   drain(deadline: AbortSignal): Promise<void>;
 }
 
-interface Pending extends Weighed {
+interface Pending extends Weighed, BatchPart {
   readonly subscription: SubscriptionRef;
   readonly settlements: readonly Settlement[];
+  /** Of the request. */
+  readonly traceId: string | undefined;
   answer(results: SettleResult[]): void;
   fail(error: unknown): void;
 }
@@ -63,8 +67,10 @@ export function createSettler(options: SettlerOptions): Settler {
         group.add(subscription.id, {
           subscription,
           settlements,
+          traceId: activeTraceId(),
           events: settlements.length,
           bytes: 0,
+          ...partHere(),
           answer,
           fail,
         });
@@ -103,17 +109,29 @@ async function send(
 ): Promise<void> {
   const subscription = batch[0]?.subscription;
   if (subscription === undefined) return;
-  const settlements = batch.flatMap((pending) => pending.settlements);
-  let results: SettleResult[];
+  const settlements = batch.flatMap(({ settlements: own, traceId }) =>
+    traceId === undefined ? own : own.map((each) => ({ ...each, traceId })),
+  );
+  const began = performance.now();
+  let settled: Settled;
   try {
-    results = await settle(options.db, subscription.topic_id, subscription.id, settlements);
+    const of = { operation: 'settle', type: 'settle', destination: subscription.name } as const;
+    settled = await withBatchSpan({ ...of, messages: settlements.length }, batch, () =>
+      settleTimed(options.db, subscription.topic_id, subscription.id, settlements),
+    );
   } catch (error) {
     const parts = isRepeated ? [] : partsToRepeat(error, batch);
     for (const part of parts) await send(options, part, true);
     if (parts.length === 0) for (const pending of batch) pending.fail(error);
     return;
   }
-  record(options, subscription, results);
+  const { results } = settled;
+  options.metrics.recordSettleCall({
+    subscription: subscription.name,
+    settlements,
+    durationSeconds: (performance.now() - began) / 1000,
+    ...settled,
+  });
   if (results.some((result, index) => isDueNow(result, settlements[index]))) {
     options.wakeups.wake(subscription.topic_id, [subscription.id]);
   }
@@ -137,29 +155,4 @@ function isInTheWay(error: unknown): boolean {
 
 function isDueNow(result: SettleResult, settlement: Settlement | undefined): boolean {
   return result === 'released' || (result === 'nacked' && settlement?.delayMs === 0);
-}
-
-function record(
-  { metrics }: SettlerOptions,
-  subscription: SubscriptionRef,
-  results: readonly SettleResult[],
-): void {
-  const counts: Record<SettleOutcome, number> = {
-    acked: 0,
-    nacked: 0,
-    released: 0,
-    deferred: 0,
-    dead: 0,
-    lost: 0,
-  };
-  for (const result of results) counts[result === 'lease_lost' ? 'lost' : result] += 1;
-  for (const [outcome, events] of Object.entries(counts)) {
-    if (events > 0) {
-      metrics.recordSettled({
-        subscription: subscription.name,
-        outcome: outcome as SettleOutcome,
-        events,
-      });
-    }
-  }
 }

@@ -3,12 +3,15 @@ import Type from 'typebox';
 import { type Delivery, findEvent, listDeliveries } from '#db/events.ts';
 import { publishEventsMax } from '#db/publish.ts';
 import { eventJson } from '#runtime/cloudevents.ts';
+import { messagingAttributes } from '#runtime/messaging-spans.ts';
+import { markFailed, type Span, type Spanned, withSpan } from '#runtime/tracing.ts';
 import type { AppDependencies } from '../dependencies.ts';
 import type { DirectoryTopic } from '../directory.ts';
 import { topicOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
 import { readPublishBody, type PublishBody } from '../publish/publish-body.ts';
-import { answerOf, toPublishRequest } from '../publish/publish-request.ts';
+import { answerOf, toPublishRequest, traceOf } from '../publish/publish-request.ts';
+import type { PublishAnswer } from '../publish/publisher.ts';
 import { Deliveries } from '../schemas/delivery.ts';
 import {
   CloudEvent,
@@ -117,6 +120,8 @@ function publishRoute(app: FastifyInstance, deps: AppDependencies): void {
   );
 }
 
+type Headers = FastifyRequest['headers'];
+
 interface Publish {
   readonly topic: DirectoryTopic;
   readonly body: Buffer;
@@ -124,11 +129,40 @@ interface Publish {
 }
 
 async function publish(
-  { directory, publisher }: AppDependencies,
+  deps: AppDependencies,
   { topic, body, read }: Publish,
   { request, reply }: { request: FastifyRequest<PublishRoute>; reply: FastifyReply },
 ): Promise<FastifyReply> {
-  const publishRequest = toPublishRequest(read.events, { topic, body, headers: request.headers });
+  const { headers } = request;
+  const published = await withSpan(
+    `send ${topic.name}`,
+    () => sendSpan(topic, read, headers),
+    (span) => send(deps, { topic, body, read }, { headers, span }),
+  );
+  const answer = answerOf(published, read, topic);
+  if (answer.location !== undefined) void reply.header('location', answer.location);
+  return reply.code(202).type(jsonType).send(answer.json);
+}
+
+/** Where the caller brings no trace, the events begin with this span. */
+function sendSpan(
+  topic: DirectoryTopic,
+  { events, single }: PublishBody,
+  headers: Headers,
+): Spanned {
+  const of = { operation: 'send', type: 'send', destination: topic.name } as const;
+  return {
+    kind: traceOf(headers) === undefined ? 'producer' : 'client',
+    attributes: messagingAttributes(single ? of : { ...of, messages: events.length }),
+  };
+}
+
+async function send(
+  { directory, publisher }: AppDependencies,
+  { topic, body, read }: Publish,
+  { headers, span }: { readonly headers: Headers; readonly span: Span },
+): Promise<PublishAnswer> {
+  const publishRequest = toPublishRequest(read.events, { topic, body, headers });
   let published = await publisher.publish(topic, publishRequest, body.length);
   if (published.status === 'topic_not_found') {
     // the name may have been given to another topic since we looked
@@ -138,9 +172,15 @@ async function publish(
       published = await publisher.publish(current, publishRequest, body.length);
     }
   }
-  const answer = answerOf(published, read, topic);
-  if (answer.location !== undefined) void reply.header('location', answer.location);
-  return reply.code(202).type(jsonType).send(answer.json);
+  if (published.status !== 'published') markFailed(span, published.status);
+  else if (read.single) {
+    const [result] = published.results;
+    span.setAttributes({
+      'messaging.message.id': result?.id,
+      'event_broker.outcome': result?.outcome,
+    });
+  }
+  return published;
 }
 
 function refuseBacklog({ admission }: AppDependencies, topic: DirectoryTopic): void {

@@ -37,16 +37,19 @@ export function opsRoutes(app: FastifyInstance, handlers: OpsHandlers): void {
       config,
       schema: {
         tags,
-        summary: "Metrics in Prometheus' text format",
+        summary: "Metrics in Prometheus' text format, or in OpenMetrics where Accept asks for it",
         response: {
           200: {
             description: 'All metrics of this replica',
-            content: { 'text/plain': { schema: Type.String() } },
+            content: {
+              'text/plain': { schema: Type.String() },
+              'application/openmetrics-text': { schema: Type.String() },
+            },
           },
         },
       },
     },
-    async (_request, reply) => answer(reply, await handlers.metrics()),
+    async (request, reply) => answer(reply, await handlers.metrics(request.headers.accept)),
   );
 }
 

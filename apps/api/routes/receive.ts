@@ -4,9 +4,11 @@ import type { ClaimedEvent } from '#db/claim.ts';
 import { faultOf } from '#db/errors.ts';
 import { decodeLeaseId, type Lease } from '#db/lease.ts';
 import type { Settlement } from '#db/settle.ts';
+import { recordReceive } from '#runtime/messaging-spans.ts';
 import type { AppDependencies } from '../dependencies.ts';
 import type { DirectorySubscription } from '../directory.ts';
 import { messageJson } from '../receive/event-output.ts';
+import { withSettleSpan } from '../receive/settle-span.ts';
 import { emptyBodyIsNone } from '../control-body.ts';
 import { pullSubscriptionOf } from '../lookups.ts';
 import { Problem } from '../problems.ts';
@@ -98,8 +100,13 @@ async function receive(
   subscription: DirectorySubscription,
   request: Parameters<AppDependencies['receiver']['receive']>[1],
 ): Promise<ClaimedEvent[]> {
+  const startedAt = performance.now();
   try {
-    return await receiver.receive(subscription, request);
+    const events = await receiver.receive(subscription, request);
+    if (events.length > 0) {
+      recordReceive({ subscription: subscription.name, events, startedAt, parent: 'kept' });
+    }
+    return events;
   } catch (error) {
     if (faultOf(error) !== 'outcome_unknown') throw error;
     const detail =
@@ -194,6 +201,7 @@ function settleRoutes(app: FastifyInstance, deps: AppDependencies): void {
       return settleLeases(deps, {
         request,
         reply,
+        operation: 'ack',
         ids,
         settlementOf: (lease) => ({ lease, outcome: 'acked' }),
       });
@@ -215,7 +223,7 @@ function settleRoutes(app: FastifyInstance, deps: AppDependencies): void {
         lease,
         ...(settlements[index] ?? { outcome: 'nacked' }),
       });
-      return settleLeases(deps, { request, reply, ids, settlementOf });
+      return settleLeases(deps, { request, reply, operation: 'nack', ids, settlementOf });
     },
   );
 }
@@ -235,12 +243,13 @@ function nackOf(nack: Nack['leases'][number], index: number): Omit<Settlement, '
 interface SettleRequest {
   readonly request: FastifyRequest<SubscriptionRoute>;
   readonly reply: FastifyReply;
+  readonly operation: 'ack' | 'nack';
   readonly ids: readonly string[];
   readonly settlementOf: (lease: Lease, index: number) => Settlement;
 }
 
 async function settleLeases(deps: AppDependencies, settle: SettleRequest): Promise<object> {
-  const { request, reply, ids, settlementOf } = settle;
+  const { request, reply, operation, ids, settlementOf } = settle;
   const subscription = await pullSubscriptionOf(deps.directory, request.params.subscription);
   const leases = readLeases(ids, subscription);
   const settlements: Settlement[] = [];
@@ -253,7 +262,10 @@ async function settleLeases(deps: AppDependencies, settle: SettleRequest): Promi
   const results =
     settlements.length === 0
       ? []
-      : await repeatable(() => deps.settler.settle(subscription, settlements));
+      : await withSettleSpan(
+          { operation, subscription: subscription.name, messages: settlements.length },
+          () => repeatable(() => deps.settler.settle(subscription, settlements)),
+        );
   const outcomes = results.map((result, index) =>
     result === 'lease_lost' ? null : (settled[index] ?? null),
   );
@@ -279,7 +291,10 @@ function extendRoute(app: FastifyInstance, deps: AppDependencies): void {
       const deadlines =
         leases.length === 0
           ? []
-          : await repeatable(() => deps.settler.extend(subscription, leases, seconds * 1000));
+          : await withSettleSpan(
+              { operation: 'extend', subscription: subscription.name, messages: leases.length },
+              () => repeatable(() => deps.settler.extend(subscription, leases, seconds * 1000)),
+            );
       const idsRead = ids.filter((_, index) => read[index] !== undefined);
       const outcomes = deadlines.map((deadline, index) =>
         deadline === null ? null : { lease_id: idsRead[index] ?? '', lease_expires_at: deadline },
