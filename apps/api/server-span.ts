@@ -13,7 +13,7 @@ const withoutSpan = /^\/api\/(?:health|metrics)(?:[/?]|$)/;
 
 /**
  * The span of each request, by OpenTelemetry's conventions for HTTP servers. Made here and not by the instrumentation of node:http,
- * which took more time for a request that is not kept than the API takes for a publish.
+ * which costs too much for requests that are not kept: see apps/runtime/telemetry.ts.
  * https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server-span
  */
 export function addServerSpans(app: FastifyInstance): void {

@@ -7,63 +7,28 @@
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { createServer } from 'node:http';
-import { once } from 'node:events';
-import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
-import { json } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test } from 'vitest';
 
+import { inhibitions, type Labels } from '#test/support/alert-inhibitions.ts';
+import {
+  receiversAt,
+  startAlertReceiver,
+  type AlertReceiver,
+  type SentAlerts,
+} from '#test/support/alert-receiver.ts';
 import { freePort } from '#test/support/cluster.ts';
 import { eventually } from '#test/support/eventually.ts';
 import { startHttpProgram, type HttpProgram } from '#test/support/http-program.ts';
 
-type Labels = Readonly<Record<string, string>>;
-interface Sent {
-  readonly path: string;
-  readonly alerts: readonly { readonly labels: Labels; readonly annotations: Labels }[];
-}
-
 const top = join(import.meta.dirname, '../..');
 const conf = join(top, 'deploy/alertmanager');
-const names = ['page', 'ticket', 'note', 'watchdog'] as const;
-const replica = { job: 'api', instance: '10.0.0.1:3000' };
-
-/** A server that takes what is sent to the receivers. */
-async function startReceiver() {
-  const sent: Sent[] = [];
-  const server = createServer((request, response) => {
-    void json(request).then((body) => {
-      sent.push({ path: request.url ?? '', ...(body as Omit<Sent, 'path'>) });
-      response.end();
-    });
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  return {
-    sent,
-    url,
-    async [Symbol.asyncDispose]() {
-      server.closeAllConnections();
-      server.close();
-      await once(server, 'close');
-    },
-  };
-}
-
-function receiversAt(url: string): string {
-  const lines = names.map(
-    (name) => `  - name: ${name}\n    webhook_configs: [{ url: '${url}/${name}' }]\n`,
-  );
-  return `receivers:\n${lines.join('')}`;
-}
 
 describe.each(inject('prometheus'))('with Alertmanager beside Prometheus $version', ({ dir }) => {
   const resources = new AsyncDisposableStack();
   let scratch: string;
-  let receiver: Awaited<ReturnType<typeof startReceiver>>;
+  let receiver: AlertReceiver;
   let alertmanager: HttpProgram;
   let host: string;
 
@@ -91,7 +56,7 @@ describe.each(inject('prometheus'))('with Alertmanager beside Prometheus $versio
   beforeAll(async () => {
     scratch = await mkdtemp(join(tmpdir(), 'broker-alertmanager-'));
     resources.defer(async () => rm(scratch, { recursive: true, force: true, maxRetries: 5 }));
-    receiver = resources.use(await startReceiver());
+    receiver = resources.use(await startAlertReceiver());
     host = `127.0.0.1:${await freePort()}`;
     const args = [
       join(conf, 'start'),
@@ -114,6 +79,14 @@ describe.each(inject('prometheus'))('with Alertmanager beside Prometheus $versio
     expect(without.status, without.output).toBe(0);
     expect(without.output).toContain('SENT TO NOBODY');
     expect(alertmanager.stderr()).not.toContain('SENT TO NOBODY');
+  });
+
+  test('the receivers that the README shows are taken', () => {
+    const readme = readFileSync(join(top, 'deploy/prometheus/README.md'), 'utf8');
+    const [, shown = ''] = /^```yaml\n(receivers:\n[\s\S]*?)^```$/m.exec(readme) ?? [];
+    const { status, output } = check(file('shown.yml', shown));
+    expect(status, output).toBe(0);
+    expect(output).not.toContain('SENT TO NOBODY');
   });
 
   test.each([
@@ -186,109 +159,7 @@ describe.each(inject('prometheus'))('with Alertmanager beside Prometheus $versio
     });
   }
 
-  const causes: readonly (readonly [
-    cause: Labels,
-    held: readonly Labels[],
-    told: readonly Labels[],
-  ])[] = [
-    [
-      { alertname: 'BrokerTargetDown', severity: 'warning', ...replica },
-      [
-        { alertname: 'BrokerMemoryHigh', severity: 'warning', service: 'api', ...replica },
-        { alertname: 'BrokerCpuHigh', severity: 'warning', service: 'api', ...replica },
-        { alertname: 'BrokerHealthFailing', severity: 'warning', check: 'database', ...replica },
-      ],
-      [
-        {
-          alertname: 'BrokerMemoryHigh',
-          severity: 'warning',
-          job: 'api',
-          instance: '10.0.0.2:3000',
-        },
-        { alertname: 'BrokerNoLeader', severity: 'critical' },
-      ],
-    ],
-    [
-      { alertname: 'BrokerServiceDown', severity: 'critical', job: 'reaper' },
-      [
-        {
-          alertname: 'BrokerTargetDown',
-          severity: 'warning',
-          job: 'reaper',
-          instance: '10.0.0.7:9402',
-        },
-        { alertname: 'BrokerNoLeader', severity: 'critical' },
-        { alertname: 'BrokerDutyNotRun', severity: 'warning', source: 'leader', duty: 'reap' },
-      ],
-      [{ alertname: 'BrokerTargetDown', severity: 'warning', ...replica }],
-    ],
-    [
-      { alertname: 'BrokerNoLeader', severity: 'critical' },
-      [
-        {
-          alertname: 'BrokerOldestWaiting',
-          severity: 'warning',
-          source: 'leader',
-          topic: 'orders',
-        },
-        { alertname: 'BrokerPartitionsNotAhead', severity: 'critical', source: 'leader' },
-      ],
-      [
-        { alertname: 'BrokerDeliveryErrorsHigh', severity: 'warning', subscription: 'billing' },
-        { alertname: 'BrokerTwoLeaders', severity: 'critical' },
-      ],
-    ],
-    [
-      { alertname: 'BrokerDatabaseDown', severity: 'critical', instance: '10.0.0.9:9187' },
-      [
-        { alertname: 'BrokerDatabaseUnavailable', severity: 'critical' },
-        { alertname: 'BrokerRequestErrorsHigh', severity: 'critical' },
-        { alertname: 'BrokerPublishBudgetBurn', severity: 'critical', slo: 'publish' },
-        { alertname: 'BrokerUnreachable', severity: 'critical', instance: '10.0.1.1' },
-        { alertname: 'BrokerNoLeader', severity: 'critical' },
-      ],
-      [
-        { alertname: 'BrokerAckBudgetBurn', severity: 'critical', slo: 'ack' },
-        { alertname: 'BrokerDiskAlmostFull', severity: 'critical', instance: '10.0.2.1:9100' },
-      ],
-    ],
-    [
-      { alertname: 'BrokerCertificateExpiring', severity: 'critical', instance: '10.0.1.1' },
-      [{ alertname: 'BrokerCertificateExpiring', severity: 'warning', instance: '10.0.1.1' }],
-      [{ alertname: 'BrokerCertificateExpiring', severity: 'warning', instance: '10.0.1.2' }],
-    ],
-    [
-      { alertname: 'BrokerPublishBudgetBurn', severity: 'critical', slo: 'publish' },
-      [{ alertname: 'BrokerPublishBudgetBurn', severity: 'warning', slo: 'publish' }],
-      [{ alertname: 'BrokerAckBudgetBurn', severity: 'warning', slo: 'ack' }],
-    ],
-    [
-      {
-        alertname: 'BrokerDiskAlmostFull',
-        severity: 'critical',
-        instance: '10.0.2.1:9100',
-        mountpoint: '/',
-      },
-      [
-        {
-          alertname: 'BrokerDiskFillsUp',
-          severity: 'warning',
-          instance: '10.0.2.1:9100',
-          mountpoint: '/',
-        },
-      ],
-      [
-        {
-          alertname: 'BrokerDiskFillsUp',
-          severity: 'warning',
-          instance: '10.0.2.1:9100',
-          mountpoint: '/srv',
-        },
-      ],
-    ],
-  ];
-
-  test.each(causes)(
+  test.each(inhibitions)(
     '%j holds back what only repeats it, for as long as it fires',
     async (cause, held, told) => {
       const all = [...held, ...told];
@@ -313,7 +184,7 @@ describe.each(inject('prometheus'))('with Alertmanager beside Prometheus $versio
     await post(alerts, false);
     for (const [index, path] of ['/page', '/ticket', '/note'].entries()) {
       const { alertname } = alerts[index]!;
-      const look = (): Sent[] => {
+      const look = (): SentAlerts[] => {
         const found = receiver.sent.filter((each) =>
           each.alerts.some(({ labels }) => labels['alertname'] === alertname),
         );
@@ -348,7 +219,7 @@ describe.each(inject('prometheus'))('with Alertmanager beside Prometheus $versio
       env: { RUNBOOK_BASE: 'https://git.example/broker/', GRAFANA_BASE: 'https://grafana.example' },
       readyUrl: `http://${address}/-/ready`,
     });
-    const look = (): Sent => {
+    const look = (): SentAlerts => {
       const arrived = receiver.sent.find(({ path }) => path === '/watchdog');
       if (arrived === undefined) throw new Error(JSON.stringify(receiver.sent));
       return arrived;
