@@ -265,7 +265,9 @@ describe('deployment', () => {
     );
     expect(keys.length).toBeGreaterThan(0);
     // Of other programs: PostgreSQL, the build, Grafana and Prometheus.
-    const notOurs = keys.filter((name) => !/^POSTGRES_|^VERSION$|^GF_|^RUNBOOK_BASE$/.test(name));
+    const notOurs = keys.filter(
+      (name) => !/^POSTGRES_|^VERSION$|^GF_|^RUNBOOK_BASE$|^GRAFANA_BASE$/.test(name),
+    );
     expect(notOurs.filter((name) => ![...allowed, ...foreign].includes(name))).toEqual([]);
   });
 

@@ -10,8 +10,9 @@ import { createWakeups, NotificationsLost, type Wakeups } from '#db/wakeups.ts';
 import type { ApiConfig } from '#runtime/config.ts';
 import { followLogLevel } from '#runtime/log-level.ts';
 import { startLoop } from '#runtime/loop.ts';
-import { createMetrics, type Metrics } from '#runtime/metrics.ts';
+import type { Metrics } from '#runtime/metrics.ts';
 import type { ProcessKit } from '#runtime/process.ts';
+import { createProcessMetrics } from '#runtime/process-metrics.ts';
 import { version } from '#runtime/version.ts';
 import { type Admission, createAdmission } from './publish/admission.ts';
 import { buildApp } from './app.ts';
@@ -42,12 +43,8 @@ export interface RunningApi {
  */
 export async function startApi(config: ApiConfig, kit: ApiKit): Promise<RunningApi> {
   const { logger, lifecycle } = kit;
-  const metrics =
-    kit.metrics ?? createMetrics({ service: 'api', namesMax: config.metricsNamesMax });
-  if (kit.metrics === undefined) {
-    kit.onSpansDropped?.(metrics.recordSpansDropped);
-    kit.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
-  }
+  const own = { service: 'api', namesMax: config.metricsNamesMax };
+  const metrics = kit.metrics ?? createProcessMetrics(kit, own);
   const database = createDatabase({
     url: config.databaseUrl,
     applicationName: `broker-api-${config.instance}`,

@@ -1,7 +1,7 @@
 import { clockBefore } from '#db/clock.ts';
 import { overdueTopics, reap } from '#db/reap.ts';
 import { namesOf } from '#db/stats.ts';
-import { countDead } from './count-dead.ts';
+import { recordDead } from './record-dead.ts';
 import { Failures } from './failures.ts';
 import type { DutyRun, Term } from './term.ts';
 
@@ -63,7 +63,7 @@ async function reapChunk(
   const reaped = await reap(term.db, topicId, term.term, { limit: leasesPerCall, since: from });
   term.wakeups.wake(topicId, reaped.woken);
   term.metrics.recordLeasesExpired({ topic: name, leases: reaped.expired_events });
-  await countDead(term, reaped);
+  await recordDead(term, reaped);
   term.note?.('expired_events', reaped.expired_events);
   return reaped.more ? (reaped.mark ?? undefined) : undefined;
 }

@@ -9,10 +9,11 @@ import { createWakeups, type Wakeups } from '#db/wakeups.ts';
 import type { ReaperConfig } from '#runtime/config.ts';
 import { followLogLevel } from '#runtime/log-level.ts';
 import { startLoop } from '#runtime/loop.ts';
-import { createMetrics, type Metrics } from '#runtime/metrics.ts';
+import type { Metrics } from '#runtime/metrics.ts';
 import { serveOps } from '#runtime/ops-server.ts';
 import { Outage } from '#runtime/outage.ts';
 import type { ProcessKit } from '#runtime/process.ts';
+import { createProcessMetrics } from '#runtime/process-metrics.ts';
 import { version } from '#runtime/version.ts';
 import { observeWakeups } from '#runtime/wakeup-observer.ts';
 import { Reaper } from './leadership.ts';
@@ -34,12 +35,8 @@ export async function startReaper(
   dependencies: ReaperDependencies,
 ): Promise<RunningReaper> {
   const { logger, lifecycle } = dependencies;
-  const metrics =
-    dependencies.metrics ?? createMetrics({ service: 'reaper', namesMax: config.metricsNamesMax });
-  if (dependencies.metrics === undefined) {
-    dependencies.onSpansDropped?.(metrics.recordSpansDropped);
-    dependencies.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
-  }
+  const own = { service: 'reaper', namesMax: config.metricsNamesMax };
+  const metrics = dependencies.metrics ?? createProcessMetrics(dependencies, own);
   const applicationName = `broker-reaper-${config.instance}`;
   const directUrl = config.databaseDirectUrl ?? config.databaseUrl;
   const { statementTimeoutMs } = config;

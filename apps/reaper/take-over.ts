@@ -1,6 +1,6 @@
 import { namesOf } from '#db/stats.ts';
 import { findGoneWorkers, takeOver, topicsLeasedBy } from '#db/take-over.ts';
-import { countDead } from './count-dead.ts';
+import { recordDead } from './record-dead.ts';
 import { Failures } from './failures.ts';
 import type { DutyRun, Term } from './term.ts';
 
@@ -77,7 +77,7 @@ async function takeAll(
     const taken = await takeOver(term.db, topicId, term.term, { worker, limit: leasesPerCall });
     term.wakeups.wake(topicId, taken.woken);
     term.metrics.recordLeasesTakenOver({ topic, leases: taken.expired_events });
-    await countDead(term, taken);
+    await recordDead(term, taken);
     term.note?.('taken_over_events', taken.expired_events);
     if (!taken.more) return;
   }

@@ -3,8 +3,8 @@ import { migrate } from '#db/migrate.ts';
 import { createDatabase } from '#db/client.ts';
 import { waitForSchema } from '#db/schema-version.ts';
 import type { StandaloneConfig } from '#runtime/config.ts';
-import { createMetrics } from '#runtime/metrics.ts';
 import type { ProcessKit } from '#runtime/process.ts';
+import { createProcessMetrics } from '#runtime/process-metrics.ts';
 import { withSpan } from '#runtime/tracing.ts';
 import { startApi } from '../api/start.ts';
 import { startReaper } from '../reaper/start.ts';
@@ -43,9 +43,8 @@ export async function startStandalone(config: StandaloneConfig, kit: ProcessKit)
   lifecycle.onShutdown('close', 'migrations', async () => migrated.catch(() => undefined));
   await migrated;
   lifecycle.signal.throwIfAborted();
-  const metrics = createMetrics({ service: 'standalone', namesMax: config.metricsNamesMax });
-  kit.onSpansDropped?.(metrics.recordSpansDropped);
-  kit.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
+  const own = { service: 'standalone', namesMax: config.metricsNamesMax };
+  const metrics = createProcessMetrics(kit, own);
   // On a laptop the endpoints are on the laptop; a database that others share may be on a host with neighbours.
   const opensLoopback = dataDir !== undefined && config.allowPrivateTargets.length === 0;
   const allowPrivateTargets = opensLoopback ? loopback : config.allowPrivateTargets;

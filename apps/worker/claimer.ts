@@ -168,10 +168,12 @@ export class Claimer {
         startedAt: sentAt,
         parent: 'root',
       });
-      const held = own.map((event): Held => {
-        return { event, claim: { session, sentAt, leaseMs, trace } };
-      });
-      onClaimed(queue, held);
+      // one for all of them: what is given back goes by claim
+      const claimed = { session, sentAt, leaseMs, trace };
+      onClaimed(
+        queue,
+        own.map((event): Held => ({ event, claim: claimed })),
+      );
     }
     const empty = queues.filter((queue) => !found.has(queue.id));
     if (queues.length <= looksQueuesMax) this.#lookAgain(empty);

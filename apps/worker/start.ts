@@ -9,10 +9,11 @@ import { createEgressPolicy } from '#runtime/egress.ts';
 import type { Lifecycle } from '#runtime/lifecycle.ts';
 import { followLogLevel } from '#runtime/log-level.ts';
 import { startLoop } from '#runtime/loop.ts';
-import { createMetrics, type Metrics } from '#runtime/metrics.ts';
+import type { Metrics } from '#runtime/metrics.ts';
 import { serveOps } from '#runtime/ops-server.ts';
 import { Outage } from '#runtime/outage.ts';
 import type { ProcessKit } from '#runtime/process.ts';
+import { createProcessMetrics } from '#runtime/process-metrics.ts';
 import { createSealer } from '#runtime/sealer.ts';
 import { version } from '#runtime/version.ts';
 import { observeWakeups } from '#runtime/wakeup-observer.ts';
@@ -39,12 +40,8 @@ export async function startWorker(
   dependencies: WorkerDependencies,
 ): Promise<RunningWorker> {
   const { logger, lifecycle } = dependencies;
-  const metrics =
-    dependencies.metrics ?? createMetrics({ service: 'worker', namesMax: config.metricsNamesMax });
-  if (dependencies.metrics === undefined) {
-    dependencies.onSpansDropped?.(metrics.recordSpansDropped);
-    dependencies.onLogLinesSuppressed?.((count) => metrics.recordLogLineSuppressed(count));
-  }
+  const own = { service: 'worker', namesMax: config.metricsNamesMax };
+  const metrics = dependencies.metrics ?? createProcessMetrics(dependencies, own);
   const { statementTimeoutMs } = config;
   const applicationName = `broker-worker-${config.instance}`;
   const database = createDatabase({

@@ -3,6 +3,8 @@
 -- Starts at a mark on lease_expires_at, for the same reason as claim does.
 -- Returns the events taken back, those that died, the subscriptions with something to claim, whether more is overdue,
 -- the next mark, and of which subscriptions how many died.
+-- Dropped first, because the release before returned fewer columns; in the transaction of all definitions, so that no call finds it gone.
+drop function if exists broker.reap(int, bigint, int, timestamptz);
 create or replace function broker.reap(
   p_topic_id int, p_term bigint, p_limit int, p_mark timestamptz
 ) returns table (

@@ -1,6 +1,8 @@
 -- Part of reap and take_over: what becomes of leases that ended without an answer. They wait again at once; as single isolated
 -- events from the second time on, or when the next attempt is the last; as dead letters when the attempts are used up.
 -- The rows are locked by the caller; they are found again by their full keys.
+-- Dropped first, because the release before returned fewer columns; in the transaction of all definitions, so that no call finds it gone.
+drop function if exists broker.return_leases(int, timestamptz, broker.expired_lease[], text);
 create or replace function broker.return_leases(
   p_topic_id int, p_now timestamptz, p_leases broker.expired_lease[], p_error text
 ) returns table (expired_events int, dead_events int, woken int[], dead_subscription_ids int[], dead_counts int[])

@@ -35,6 +35,32 @@ test('a later run does nothing, but for a function or view that has changed', as
   expect(lines).toEqual(['defined functions/claim.sql']);
 });
 
+test('functions that return more than those of the release before take their place all at once, or not at all', async () => {
+  await using database = await cloneDatabase();
+  const run = () => migrate({ databaseUrl: database.url });
+  const columns = async (): Promise<string> => {
+    const [row] = await query<{ result: string }>(
+      database.url,
+      `select string_agg(pg_get_function_result(oid), ' | ') as result from pg_proc where proname = 'take_over'`,
+    );
+    return row?.result ?? '';
+  };
+  await query(
+    database.url,
+    `drop function broker.take_over(int, bigint, text, int);
+     create function broker.take_over(int, bigint, text, int) returns table (expired_events int) language sql as 'select 0';
+     update broker.definition set hash = 'old' where path in ('functions/take_over.sql', 'views/workers.sql');
+     drop view broker.workers;
+     create view broker.workers as select 1 as something_else`,
+  );
+  // the view is defined after the function, and cannot be
+  await expect(run()).rejects.toThrow('cannot change name of view column');
+  expect(await columns()).toBe('TABLE(expired_events integer)');
+  await query(database.url, 'drop view broker.workers');
+  await run();
+  expect(await columns()).toContain('dead_counts integer[]');
+});
+
 test('a migration that fails says which, and leaves the lock free for the next run', async () => {
   await using database = await anEmptyDatabase();
   // in the way of the second one

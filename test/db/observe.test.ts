@@ -69,16 +69,28 @@ test('a class of which there is no partition is not ahead at all', async () => {
 describe('what others do', () => {
   test('a transaction that is only open is old, and holds back vacuum once it has a snapshot', async () => {
     await using session = await openSession();
+    // by the same clock, just before and just after
+    const age = async (): Promise<number> => {
+      const sql =
+        'select extract(epoch from clock_timestamp() - xact_start)::float8 as age from pg_stat_activity where pid = $1';
+      const [row] = await query<{ age: number }>(database.url, sql, [pid]);
+      return row!.age;
+    };
+    const { rows } = await session.query<{ pid: number }>('select pg_backend_pid() as pid');
+    const pid = rows[0]!.pid;
     await session.query('begin');
-    await session.query('select pg_sleep(0.3)');
+    let before = await age();
     const open = await observeDatabase(database.db);
-    expect(open.oldest_transaction_seconds).toBeGreaterThan(0.3);
+    expect(open.oldest_transaction_seconds).toBeGreaterThan(before);
+    expect(open.oldest_transaction_seconds).toBeLessThan(await age());
     expect(open.xmin_age_seconds).toBeLessThan(open.oldest_transaction_seconds!);
     await session.query('commit');
     await session.query('begin isolation level repeatable read');
-    await session.query('select 1, pg_sleep(0.3)');
+    await session.query('select 1');
+    before = await age();
     const held = await observeDatabase(database.db);
-    expect(held.xmin_age_seconds).toBeGreaterThan(0.3);
+    expect(held.xmin_age_seconds).toBeGreaterThan(before);
+    expect(held.xmin_age_seconds).toBeLessThan(await age());
     await session.query('commit');
   });
 

@@ -103,6 +103,9 @@ describe.skipIf(engine.missing !== undefined || engine.compose.length === 0)('Co
       expect(service?.ports?.map((port) => port.host_ip)).toEqual(['127.0.0.1']);
       console.log(`${name}: not started, ${service?.image} cannot be had here`);
     }
+    // without it Prometheus would take every probe for one that failed
+    expect(services['blackbox-exporter']?.image).toMatch(/:v\d+\.\d+\.\d+$/);
+    expect(services['blackbox-exporter']?.ports).toBeUndefined();
   });
 
   test('every service runs with its replicas, healthy; migrate is done', async () => {

@@ -192,6 +192,8 @@ describe('what is refused', () => {
 
   test.each([
     ['GET', '/api/v1/api-keys'],
+    ['GET', '/api/v1/log-levels'],
+    ['PUT', '/api/v1/log-levels'],
     ['POST', '/api/v1/api-keys'],
     ['DELETE', '/api/v1/api-keys/1'],
     ['GET', '/api/status'],

@@ -1,3 +1,4 @@
+import { type AcceptRange, readAccept } from '../accept.ts';
 import { type Metric, type OpenMetricsContentType, Registry } from 'prom-client';
 
 export interface Exposition {
@@ -47,19 +48,18 @@ function nameOf(metric: Metric): string {
   return (metric as unknown as { readonly name: string }).name;
 }
 
-/** RFC 9110 section 12.5.1, as far as two formats need it: the one with the greater weight, plain text where they are equal. */
-function wantsOpenMetrics(accept = ''): boolean {
-  let openMetrics = 0;
-  let plain = 0;
-  for (const range of accept.toLowerCase().split(',')) {
-    const [type = '', ...parameters] = range.split(';').map((part) => part.trim());
-    const values = new Map(parameters.map((each) => each.split('=', 2) as [string, string]));
-    const weight = Number(values.get('q') ?? 1) || 0;
-    const version = values.get('version');
-    const isKnown = version === undefined || version === '1.0.0' || version === '0.0.1';
-    if (type === 'application/openmetrics-text' && isKnown) {
-      openMetrics = Math.max(openMetrics, weight);
-    } else if (type === 'text/plain') plain = Math.max(plain, weight);
-  }
-  return openMetrics > plain;
+/** As far as two formats need it: the one with the greater weight, plain text where they are equal. */
+function wantsOpenMetrics(accept: string | undefined): boolean {
+  const weightOf = (isMeant: (range: AcceptRange) => boolean): number =>
+    Math.max(
+      0,
+      ...readAccept(accept)
+        .filter(isMeant)
+        .map(({ quality }) => quality),
+    );
+  const openMetrics = weightOf(({ type, parameters }) => {
+    const version = parameters.get('version') ?? '1.0.0';
+    return type === 'application/openmetrics-text' && ['1.0.0', '0.0.1'].includes(version);
+  });
+  return openMetrics > weightOf(({ type }) => type === 'text/plain');
 }

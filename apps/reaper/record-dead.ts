@@ -3,7 +3,7 @@ import { namesOf } from '#db/stats.ts';
 import type { Term } from './term.ts';
 
 /** Counts the events that died because their leases ended without an answer and no attempt was left. */
-export async function countDead(
+export async function recordDead(
   term: Term,
   { dead_subscription_ids: ids, dead_counts: counts }: Omit<Reaped, 'mark'>,
 ): Promise<void> {
